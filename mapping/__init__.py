@@ -1,0 +1,22 @@
+"""Write models as mappings: pure functions described by values.
+
+>>> import jax, mapping as mp
+>>> net = mp.layers.Dense(8) >> jax.nn.relu >> mp.layers.Dense(2)
+>>> spec = jax.ShapeDtypeStruct((1, 4), "float32")
+>>> variables = net.init(jax.random.key(0), spec)
+>>> net(variables.params, jax.numpy.ones((3, 4))).shape
+(3, 2)
+"""
+
+from mapping import layers as layers
+from mapping import losses as losses
+from mapping import metrics as metrics
+from mapping import train as train
+from mapping.combinators import Lift as Lift
+from mapping.combinators import Serial as Serial
+from mapping.core import Context as Context
+from mapping.core import Mapping as Mapping
+from mapping.core import Variables as Variables
+from mapping.core import call as call
+from mapping.core import leaf_paths as leaf_paths
+from mapping.tree import select as select

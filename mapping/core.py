@@ -1,0 +1,298 @@
+"""The protocol: what a mapping is.
+
+A layer, a model, a loss, a metric, a training step are one kind of thing,
+
+    (params, state, inputs, key, train?) -> (outputs, new state)
+
+and a [`Mapping`][] is a *description* of such a function: a frozen dataclass of
+hyper-parameters that holds no arrays. Its arrays live outside, in
+[`Variables`][]; its randomness and mode come in with a [`Context`][]. Because a
+description is a value, two equal ones are interchangeable: rebuilding a model
+does not retrace it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping as Dict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+import numpy as np
+
+from mapping.errors import FieldError, MissingKeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Tree: TypeAlias = Any
+"""Any JAX pytree."""
+
+Params: TypeAlias = Dict[str, Any]
+"""A nested dict whose leaves are arrays, keyed by names the author chose."""
+
+State: TypeAlias = Dict[str, Any]
+"""A nested dict with the same keys as the params, carried and not differentiated."""
+
+
+def fold_name(key: jax.Array, name: str) -> jax.Array:
+    """Derives the key that belongs to `name`, the same in every process.
+
+    Args:
+        key: a PRNG key.
+        name: a path such as `encoder/dropout`.
+
+    >>> a = fold_name(jax.random.key(0), "dropout")
+    >>> b = fold_name(jax.random.key(0), "dropout")
+    >>> bool(a == b)
+    True
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    return jax.random.fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
+
+
+def leaf_paths(tree: Tree) -> dict[str, Any]:
+    """Lists the leaves of a tree by path, in the tree's own order.
+
+    >>> leaf_paths({"dense": {"kernel": 1, "bias": 2}})
+    {'dense/bias': 2, 'dense/kernel': 1}
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_string(path): leaf for path, leaf in leaves}
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """Writes a JAX key path as names joined by `/`.
+
+    >>> leaves, _ = jax.tree_util.tree_flatten_with_path({"a": [1]})
+    >>> path_string(leaves[0][0])
+    'a/0'
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def describe(value: Tree) -> str:
+    """Writes the dtypes and shapes of a value, for messages.
+
+    >>> describe(jax.ShapeDtypeStruct((32, 8), "float32"))
+    'float32[32, 8]'
+    """
+
+    def one(leaf: Any) -> str:
+        if not hasattr(leaf, "shape"):
+            return type(leaf).__name__
+        return f"{leaf.dtype}{list(leaf.shape)}"
+
+    leaves = jax.tree.leaves(value)
+    return one(leaves[0]) if len(leaves) == 1 else f"({', '.join(map(one, leaves))})"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Variables:
+    """The arrays of a mapping: what is trained, and what is carried along.
+
+    Both are nested dicts keyed by the same author-chosen names.
+
+    Attributes:
+        params: what gradients are taken with respect to.
+        state: what evolves without a gradient (batch statistics, caches).
+
+    >>> v = Variables({"dense": {"bias": 0.0}}, {})
+    >>> v.child("dense").params
+    {'bias': 0.0}
+    """
+
+    params: Params = dataclasses.field(default_factory=dict)
+    state: State = dataclasses.field(default_factory=dict)
+
+    def child(self, name: str) -> Variables:
+        """Returns the variables of the child called `name` (empty if it has none)."""
+        return Variables(self.params.get(name, {}), self.state.get(name, {}))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a mapping is told besides its inputs.
+
+    Attributes:
+        key: source of randomness, or None where there is none.
+        train: whether statistics are gathered and units dropped. Static: an
+            inference graph contains no trace of training.
+        path: names from the root to here. Static.
+    """
+
+    key: jax.Array | None = None
+    train: bool = dataclasses.field(default=False, metadata={"static": True})
+    path: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def child(self, name: str) -> Context:
+        """Returns the context of the child called `name`."""
+        return dataclasses.replace(self, path=(*self.path, name))
+
+    @property
+    def where(self) -> str:
+        """The path as one string, `(root)` at the root."""
+        return "/".join(self.path) or "(root)"
+
+    def rng(self, name: str = "") -> jax.Array:
+        """Draws the key that belongs to this path, and to `name` within it.
+
+        A key depends on the root key and the path alone, so inserting a layer
+        changes no other layer's randomness.
+
+        Raises:
+            MissingKeyError: if the context carries no key.
+        """
+        if self.key is None:
+            raise MissingKeyError(
+                f"{self.where}: needs a random key, got none. "
+                "Pass ctx=Context(key=jax.random.key(0), train=True)."
+            )
+        return fold_name(self.key, "/".join((*self.path, name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapping:
+    """A pure function, described by the values of its fields.
+
+    Subclass it as a frozen dataclass and define `apply`, and `init` where it has
+    params or state:
+
+        apply(variables, *inputs, ctx) -> (outputs, new state)
+        init(key, *specs)              -> Variables(params, state)
+
+    `apply` returns two things always; a stateless mapping passes
+    `variables.state` through.
+
+    Raises:
+        FieldError: if a field holds an array or a lambda, which have no value to
+            compare by: an equal mapping, rebuilt, would be traced again.
+
+    >>> import jax.numpy as jnp
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Scale(Mapping):
+    ...     start: float = 1.0
+    ...
+    ...     def init(self, key, x):
+    ...         return Variables({"scale": jnp.full(x.shape[-1:], self.start)})
+    ...
+    ...     def apply(self, variables, x, *, ctx):
+    ...         return x * variables.params["scale"], variables.state
+    >>> scale = Scale(start=2.0)
+    >>> params = scale.init(jax.random.key(0), jnp.ones(3)).params
+    >>> scale(params, jnp.ones(3)).tolist()
+    [2.0, 2.0, 2.0]
+    """
+
+    def __init_subclass__(cls, by_identity: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("__post_init__")
+        if own is not None and not by_identity:
+
+            def checked(self: Mapping) -> None:
+                own(self)
+                check_fields(self)
+
+            type.__setattr__(cls, "__post_init__", checked)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def init(self, key: jax.Array, *specs: Tree) -> Variables:
+        """Makes the variables for inputs like `specs`.
+
+        Args:
+            key: a PRNG key.
+            *specs: the inputs, as example arrays or `jax.ShapeDtypeStruct`s.
+        """
+        return Variables()
+
+    def apply(
+        self, variables: Variables, *inputs: Any, ctx: Context
+    ) -> tuple[Any, State]:
+        """Computes `(outputs, new state)`; pure in all its arguments."""
+        raise TypeError(
+            f"{type(self).__name__}: expected a method "
+            "`apply(self, variables, *inputs, ctx)`, found none. Define it; it "
+            "returns (outputs, new state)."
+        )
+
+    def __call__(self, params: Params, *inputs: Any, state: State | None = None) -> Any:
+        """Computes the outputs in inference mode: exactly `f(params, *inputs)`."""
+        variables = Variables(params, {} if state is None else state)
+        return self.apply(variables, *inputs, ctx=Context())[0]
+
+    def __rshift__(self, other: Mapping | Callable[..., Any]) -> Mapping:
+        """`f >> g`: first `f`, then `g` (a mapping or a plain function)."""
+        return _chain(self, other)
+
+    def __rrshift__(self, other: Callable[..., Any]) -> Mapping:
+        """`g >> f` where `g` is a plain function."""
+        return _chain(other, self)
+
+    @property
+    def kind(self) -> str:
+        """The name of this kind of mapping, for messages and summaries."""
+        return type(self).__name__
+
+
+def call(
+    name: str, mapping: Mapping, variables: Variables, *inputs: Any, ctx: Context
+) -> tuple[Any, State]:
+    """Applies the child `mapping` under `name`: its variables, its key, its scope.
+
+    Args:
+        name: what the parent calls this child; it becomes one step of every path.
+        mapping: the child.
+        variables: those of the *parent*.
+        *inputs: the child's inputs.
+        ctx: that of the *parent*.
+
+    Returns:
+        The child's outputs and its new state.
+
+    >>> from mapping.layers import Dropout
+    >>> y, state = call("drop", Dropout(0.5), Variables(), jax.numpy.ones(2),
+    ...                 ctx=Context())
+    >>> y.tolist()
+    [1.0, 1.0]
+    """
+    with jax.named_scope(name):
+        return mapping.apply(variables.child(name), *inputs, ctx=ctx.child(name))
+
+
+def check_fields(mapping: Mapping) -> None:
+    """Refuses fields that have no value to be compared by."""
+    for field in dataclasses.fields(mapping):
+        for value in _parts(getattr(mapping, field.name, None)):
+            where = f"{type(mapping).__name__}.{field.name}"
+            if isinstance(value, jax.Array | np.ndarray):
+                raise FieldError(
+                    f"{where}: expected a hyper-parameter, got an array "
+                    f"{describe(value)}. Create it in `init` and return it in "
+                    "Variables."
+                )
+            if getattr(value, "__name__", "") == "<lambda>":
+                raise FieldError(
+                    f"{where}: expected a named function, got a lambda, which "
+                    "never equals itself once rebuilt and would be traced again "
+                    "each time. Define it with `def` at module level."
+                )
+            if isinstance(value, list | dict | set):
+                raise FieldError(
+                    f"{where}: expected a hashable value, got a "
+                    f"{type(value).__name__}. Use a tuple."
+                )
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value if type(value) is tuple else (value,)
+
+
+def _chain(first: Any, second: Any) -> Mapping:
+    from mapping.combinators import chain
+
+    return chain(first, second)

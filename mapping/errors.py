@@ -1,0 +1,51 @@
+"""One class for each thing users get wrong.
+
+Every message has the same form, so that it can be read at a glance:
+
+    path (Kind): what was expected, what came. The fix.
+
+All of them derive from [`MappingError`][] and from the built-in exception a
+Python programmer would reach for.
+"""
+
+
+class MappingError(Exception):
+    """Base of every error raised on purpose by `mapping`."""
+
+    def within(self, name: str) -> "MappingError":
+        """Returns the same error seen from the parent that calls the child `name`."""
+        text = str(self)
+        joint = " " if text.startswith("(") else "/"
+        return type(self)(f"{name}{joint}{text}")
+
+
+class ShapeMismatchError(MappingError, ValueError):
+    """An input does not have the shape the parameters were made for."""
+
+
+class MissingKeyError(MappingError, ValueError):
+    """A mapping needs randomness and the context carries no key."""
+
+
+class MissingVariablesError(MappingError, ValueError):
+    """A mapping was applied without the params or state it was initialised with."""
+
+
+class UnknownPathError(MappingError, LookupError):
+    """A path or a glob names no leaf of the tree."""
+
+
+class FieldError(MappingError, TypeError):
+    """A field of a mapping cannot be compared by value (an array, a lambda)."""
+
+
+class NameCollisionError(MappingError, ValueError):
+    """Two steps of one composition were given the same name."""
+
+
+class NotAMappingError(MappingError, TypeError):
+    """Something that is neither a mapping nor a function was composed."""
+
+
+class DataError(MappingError, ValueError):
+    """The arrays given to training do not fit together."""

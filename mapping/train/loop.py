@@ -1,0 +1,138 @@
+"""The loop: epochs of one compiled step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from collections.abc import Mapping as Dict
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from mapping.core import Context, Mapping, State, Variables, describe
+from mapping.data.batches import batches, check_lengths
+from mapping.errors import DataError
+from mapping.train.evaluate import evaluate
+from mapping.train.history import History
+from mapping.train.progress import progress
+from mapping.train.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What training gives back.
+
+    Attributes:
+        variables: the trained model's.
+        history: the logs, a row an epoch.
+        state: everything that evolved, to go on from (`TrainStep`'s state).
+    """
+
+    variables: Variables
+    history: History
+    state: State
+
+
+def fit(
+    model: Mapping,
+    data: tuple[Any, ...],
+    *,
+    loss: Mapping,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int = 32,
+    validation: tuple[Any, ...] | None = None,
+    metrics: Dict[str, Mapping] | None = None,
+    variables: Variables | None = None,
+    seed: int = 0,
+    log: Callable[[dict[str, float]], None] | None = None,
+) -> Fitted:
+    """Trains a mapping on arrays.
+
+    One step is compiled, once, with its state donated. On a terminal a progress
+    bar is shown; elsewhere nothing is.
+
+    Args:
+        model: what is trained.
+        data: `(*inputs, target)`, arrays with a leading axis of examples.
+        loss: a mapping from (prediction, target) to a scalar.
+        optimizer: any optax transform.
+        epochs: passes over the data.
+        batch_size: examples in a step; the remainder of a shuffled epoch is left out.
+        validation: data of the same form, evaluated after each epoch.
+        metrics: by name, what is measured on the validation data beside the loss.
+        variables: where to start from; fresh ones by default.
+        seed: of initialisation, order and dropout. Same seed, same machine, same run.
+        log: called with each epoch's row.
+
+    Raises:
+        DataError: if the arrays do not fit together.
+    """
+    arrays = tuple(np.asarray(array) for array in data)
+    size = min(batch_size, _check(arrays, epochs))
+    step = TrainStep(model, loss, optimizer)
+    state = _start(step, arrays, size, variables, seed)
+    update = jax.jit(functools.partial(_update, step), donate_argnums=0)
+    history = History()
+    measured = {"validation loss": loss, **(metrics or {})}
+    with progress("training", epochs) as advance:
+        for epoch in range(1, epochs + 1):
+            began, losses = time.perf_counter(), []
+            for batch in batches(arrays, size, seed=seed, epoch=epoch):
+                state, logs = update(state, batch)
+                losses.append(logs["loss"])
+            row = {"epoch": epoch, "loss": float(np.mean(jax.device_get(losses)))}
+            if validation is not None:
+                current = Variables(state["params"], state["state"])
+                row |= evaluate(model, current, validation, measured)
+            row["seconds"] = time.perf_counter() - began
+            history.rows.append(row)
+            advance(_news(row))
+            if log is not None:
+                log(row)
+    return Fitted(Variables(state["params"], state["state"]), history, state)
+
+
+def _update(step: TrainStep, state: State, batch: Any) -> tuple[State, Any]:
+    logs, state = step.apply(Variables({}, state), batch, ctx=Context(train=True))
+    return state, logs
+
+
+def _check(arrays: tuple[np.ndarray, ...], epochs: int) -> int:
+    if len(arrays) < 2:
+        raise DataError(
+            f"data: expected (*inputs, target), got {len(arrays)} array"
+            f"{': ' + describe(arrays) if arrays else 's'}. Add the target last."
+        )
+    if epochs < 1:
+        raise DataError(f"epochs: expected at least 1, got {epochs}.")
+    return check_lengths(arrays)
+
+
+def _start(
+    step: TrainStep,
+    arrays: tuple[np.ndarray, ...],
+    size: int,
+    variables: Variables | None,
+    seed: int,
+) -> State:
+    """Makes the first state in one compiled call, owning every buffer it donates."""
+    key = jax.random.key(seed)
+    if variables is not None:
+        return jax.jit(step.start)(key, variables).state
+    specs = tuple(
+        jax.ShapeDtypeStruct(
+            (size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+        )
+        for x in arrays
+    )
+    return jax.jit(lambda key: step.init(key, specs))(key).state
+
+
+def _news(row: dict[str, float]) -> str:
+    shown = (f"{k} {v:.4g}" for k, v in row.items() if k not in ("epoch", "seconds"))
+    return "  ".join(shown)

@@ -1,0 +1,87 @@
+"""One optimisation step, as a mapping whose state is everything that evolves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mapping.core import Context, Mapping, State, Variables, fold_name
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep(Mapping):
+    r"""Takes a batch, moves the params down the gradient of the loss.
+
+    $$ \theta' = \theta + u(\nabla_\theta\, \ell(f_\theta(x), t)) $$
+
+    with $u$ the optimizer's update. It has no params; its state holds the model's
+    `params` and `state`, the `optimizer`'s moments, the `step` and the root `key`.
+    The randomness of a step is `fold_in(key, step)`, so a step can be replayed
+    from its state alone.
+
+    Attributes:
+        model: what is trained.
+        loss: a mapping from (prediction, target) to a scalar.
+        optimizer: any optax transform.
+
+    >>> from mapping.layers import Dense
+    >>> from mapping.losses import MeanSquaredError
+    >>> step = TrainStep(Dense(1), MeanSquaredError(), optax.sgd(0.1))
+    >>> batch = (jnp.ones((4, 2)), jnp.ones((4, 1)))
+    >>> v = step.init(jax.random.key(0), batch)
+    >>> logs, state = step.apply(v, batch, ctx=Context(train=True))
+    >>> sorted(logs), int(state["step"])
+    (['loss'], 1)
+    """
+
+    model: Mapping
+    loss: Mapping
+    optimizer: optax.GradientTransformation
+
+    def init(self, key: jax.Array, *specs: Any) -> Variables:
+        """Makes a fresh model and optimizer for batches `(*inputs, target)`."""
+        (batch,) = specs
+        variables = self.model.init(fold_name(key, "init"), *batch[:-1])
+        return self.start(key, variables)
+
+    def start(self, key: jax.Array, variables: Variables) -> Variables:
+        """Makes the step's variables for a model that already has its own."""
+        return Variables(
+            {},
+            {
+                "params": variables.params,
+                "state": variables.state,
+                "optimizer": self.optimizer.init(variables.params),
+                "step": jnp.zeros((), jnp.int32),
+                "key": key,
+            },
+        )
+
+    def apply(
+        self, variables: Variables, *inputs: Any, ctx: Context
+    ) -> tuple[dict[str, jax.Array], State]:
+        """Takes a batch `(*inputs, target)`; returns the logs and the new state."""
+        (batch,) = inputs
+        now = variables.state
+        inner = Context(jax.random.fold_in(now["key"], now["step"]), train=True)
+
+        def objective(params: Any) -> tuple[jax.Array, State]:
+            current = Variables(params, now["state"])
+            prediction, state = self.model.apply(current, *batch[:-1], ctx=inner)
+            pair = (prediction, batch[-1])
+            return self.loss.apply(Variables(), *pair, ctx=inner)[0], state
+
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (loss, state), grads = gradient(now["params"])
+        updates, moments = self.optimizer.update(grads, now["optimizer"], now["params"])
+        return {"loss": loss}, {
+            "params": optax.apply_updates(now["params"], updates),
+            "state": state,
+            "optimizer": moments,
+            "step": now["step"] + 1,
+            "key": now["key"],
+        }
