@@ -1,0 +1,22 @@
+"""Rewrite any pure JAX function: trace it, compose passes, measure, save.
+
+>>> import jax.numpy as jnp, compiler as mc
+>>> program = mc.trace(lambda w, x: x @ w, jnp.eye(64), jnp.ones((1, 64)))
+>>> small = (mc.fold() >> mc.quantize.weights("int8"))(program)
+>>> small(jnp.ones((3, 64))).shape
+(3, 64)
+"""
+
+from compiler.artifact import load as load
+from compiler.artifact import save as save
+from compiler.cost import cost as cost
+from compiler.executable import latency as latency
+from compiler.inspect import report as report
+from compiler.inspect import show as show
+from compiler.passes import Fold as Fold
+from compiler.passes import fold as fold
+from compiler.passes import quantize as quantize
+from compiler.passes.base import Pass as Pass
+from compiler.passes.base import Rewrite as Rewrite
+from compiler.program import Program as Program
+from compiler.trace import trace as trace

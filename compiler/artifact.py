@@ -1,0 +1,284 @@
+"""Saved programs: a folder that runs without the code that made it.
+
+`program.jaxexport` is portable StableHLO (`jax.export`), `variables.safetensors`
+the leaves by path, `program.json` what joins them: shapes, trees, the recipe. The
+folder is sealed (`compiler.sealed`): nothing is parsed before its hash matched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax import export
+
+from compiler import jaxprs, sealed
+from compiler.errors import ArtifactError, CompilerError, TraceError
+from compiler.graph import Graph, Leaf, Packing
+from compiler.program import Program
+from mapping.core import describe
+
+_PROGRAM, _VARIABLES, _CARD = (
+    "program.jaxexport",
+    "variables.safetensors",
+    "program.json",
+)
+_PLATFORMS = ("cpu", "cuda", "tpu")
+_NATIVE = frozenset(
+    [
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    ]
+)
+
+
+def save(program: Program, path: str | Path, *, vjp_order: int = 0) -> Path:
+    """Writes a program to a folder that `load` runs in any process.
+
+    It is exported for every batch size (the leading axis of the inputs) where the
+    function allows it, else for the sample's shapes; and for CPU, GPU and TPU where
+    every operation exists on all three, else for this machine's platform.
+
+    Args:
+        program: what is saved.
+        path: the folder; an earlier program there is replaced, whole.
+        vjp_order: how often the loaded program can be differentiated.
+
+    Raises:
+        ArtifactError: if the program cannot be exported (it calls back into
+            Python), or something else is at the path.
+
+    >>> import tempfile, compiler as mc
+    >>> program = mc.trace(lambda w, x: x @ w, jnp.eye(2), jnp.ones((1, 2)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     loaded = mc.load(program.save(folder + "/double"))
+    >>> loaded(jnp.ones((3, 2))).tolist()
+    [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+    exported, batch = _export(program)
+    leaves = program.graph.leaves
+    arrays = {
+        leaf.path: _storable(leaf.path, value)
+        for leaf, value in zip(leaves, program.values, strict=True)
+    }
+    card = {
+        "leaves": [[leaf.path, *_write_spec(leaf.spec)] for leaf in leaves],
+        "inputs": [_write_spec(spec) for spec in program.graph.inputs],
+        "in_tree": _write_tree(program.graph.in_tree),
+        "out_tree": _write_tree(program.graph.out_tree),
+        "bundled": program.graph.packing.bundled,
+        "batch": batch,
+        "platforms": list(exported.platforms),
+        "recipe": [str(step) for step in program.recipe],
+        "jax": jax.__version__,
+    }
+    files = {
+        _PROGRAM: bytes(exported.serialize(vjp_order=vjp_order)),
+        _VARIABLES: safetensors.numpy.save(arrays),
+        _CARD: json.dumps(card, indent=1).encode(),
+    }
+    return sealed.write(path, files)
+
+
+def load(path: str | Path) -> Program:
+    """Reads a program that `save` wrote; none of the model's code is needed.
+
+    What comes back runs, takes `jax.jit` (and `jax.grad`, if it was saved with
+    `vjp_order`), and can be saved again. Its equations are one opaque call, so
+    passes find nothing in it to rewrite.
+
+    A hash tells damage, not intent: load only what you would also run.
+
+    Raises:
+        ArtifactError: if the folder is damaged, incomplete, from a JAX this one
+            cannot read, or not a saved program.
+    """
+    files = sealed.read(path)
+    if missing := {_PROGRAM, _VARIABLES, _CARD} - files.keys():
+        raise ArtifactError(f"{path}: is not a saved program, lacks {sorted(missing)}.")
+    try:
+        card = json.loads(files[_CARD])
+        exported = export.deserialize(bytearray(files[_PROGRAM]))
+        stored = safetensors.numpy.load(files[_VARIABLES])
+        leaves = tuple(Leaf(p, _read_spec((s, d))) for p, s, d in card["leaves"])
+        values = tuple(_restored(stored[leaf.path], leaf.spec) for leaf in leaves)
+    except Exception as error:
+        raise ArtifactError(
+            f"{path}: was written by jax {_version(files)} and cannot be read by jax "
+            f"{jax.__version__}: {type(error).__name__}: {error}. Save the program "
+            "again with this version."
+        ) from error
+    in_tree, out_tree = _read_tree(card["in_tree"]), _read_tree(card["out_tree"])
+    source = Exported(
+        exported, leaves, card["bundled"], out_tree, tuple(card["recipe"])
+    )
+    inputs = [_read_spec(spec) for spec in card["inputs"]]
+    return Program(source.graph(in_tree, inputs), values, source)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exported:
+    """What a loaded program is made from: an exported function.
+
+    Attributes:
+        function: the exported function of (leaves, flat inputs).
+        leaves: its leaves.
+        bundled: whether its variables are `mapping.Variables`.
+        out_tree: how its flat outputs make up the result.
+        recipe: the passes that had been applied, as text.
+    """
+
+    function: export.Exported
+    leaves: tuple[Leaf, ...]
+    bundled: bool
+    out_tree: Any
+    recipe: tuple[str, ...]
+
+    def graph(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
+        """The graph for inputs of these shapes: one call of the exported function."""
+        count = len(self.leaves)
+
+        def call(*arguments: Any) -> list[Any]:
+            return self.function.call(list(arguments[:count]), list(arguments[count:]))
+
+        specs = [*(leaf.spec for leaf in self.leaves), *inputs]
+        try:
+            jaxpr = jaxprs.make(call, specs)
+        except Exception as error:
+            allowed = self.function.in_avals[count:]
+            raise TraceError(
+                f"the saved program takes {', '.join(map(str, allowed))}, got "
+                f"{describe(list(inputs))}. Save it again from a trace on this shape."
+            ) from error
+        packing = Packing(None, self.bundled)
+        return Graph(jaxpr, self.leaves, packing, in_tree, self.out_tree)
+
+
+def _export(program: Program) -> tuple[export.Exported, str]:
+    """Exports for any batch and platform; gives up what does not work."""
+    attempts = [(_any_batch, "any"), (list, "fixed")]
+    errors = []
+    for shapes, batch in attempts:
+        for platforms in (_PLATFORMS, None):
+            try:
+                specs = shapes(program.graph.inputs)
+                return _export_for(program, specs, platforms), batch
+            except Exception as error:
+                errors.append(error)
+    raise ArtifactError(
+        f"the program cannot be exported: {type(errors[-1]).__name__}: {errors[-1]}. "
+        "Remove what calls back into Python (jax.debug.print, pure_callback)."
+    ) from errors[-1]
+
+
+def _export_for(
+    program: Program,
+    specs: Sequence[jax.ShapeDtypeStruct],
+    platforms: Sequence[str] | None,
+) -> export.Exported:
+    graph = program.specialise(specs)
+
+    def flat(leaves: list[Any], inputs: list[Any]) -> list[Any]:
+        return graph.evaluate(leaves, inputs)
+
+    leaves = [leaf.spec for leaf in graph.leaves]
+    return export.export(jax.jit(flat), platforms=platforms)(leaves, list(specs))
+
+
+def _any_batch(inputs: Sequence[jax.ShapeDtypeStruct]) -> list[jax.ShapeDtypeStruct]:
+    """The inputs with one symbol for the leading axis they share."""
+    leading = [spec.shape[0] for spec in inputs if spec.shape]
+    if len(set(leading)) != 1:
+        raise CompilerError("the inputs share no leading axis")
+    (symbol,) = export.symbolic_shape("batch")
+    return [
+        jax.ShapeDtypeStruct((symbol, *s.shape[1:]) if s.shape else (), s.dtype)
+        for s in inputs
+    ]
+
+
+def _storable(path: str, value: Any) -> np.ndarray:
+    """A leaf as safetensors can hold it; small and unusual floats as bytes."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise ArtifactError(f"{path}: has a shape and no values. Trace with arrays.")
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        raise ArtifactError(
+            f"{path}: is a random key. Pass the key as an input of the function."
+        )
+    array = np.ascontiguousarray(value)
+    if str(array.dtype) in _NATIVE:
+        return array
+    if array.dtype.itemsize == 1:
+        return array.view(np.uint8)
+    return array.view(f"uint{8 * array.dtype.itemsize}")
+
+
+def _restored(stored: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+    if str(spec.dtype) not in _NATIVE:
+        stored = stored.view(spec.dtype)
+    if (stored.shape, stored.dtype) != (spec.shape, spec.dtype):
+        raise ValueError(f"expected {describe(spec)}, found {describe(stored)}")
+    return jnp.asarray(stored)
+
+
+def _write_spec(spec: jax.ShapeDtypeStruct) -> list[Any]:
+    return [list(spec.shape), str(spec.dtype)]
+
+
+def _read_spec(spec: Sequence[Any]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(spec[0]), jnp.dtype(spec[1]))
+
+
+def _write_tree(tree: Any) -> Any:
+    """A tree of standard containers as JSON; other nodes become dicts by field."""
+    return _write_node(jax.tree.unflatten(tree, range(tree.num_leaves)))
+
+
+def _write_node(node: Any) -> Any:
+    if node is None or isinstance(node, int):
+        return node
+    if type(node) in (list, tuple):
+        return [type(node).__name__, *map(_write_node, node)]
+    found, _ = jax.tree_util.tree_flatten_with_path(node, lambda n: n is not node)
+    return {_field(path): _write_node(child) for path, child in found}
+
+
+def _field(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True)
+
+
+def _read_tree(data: Any) -> Any:
+    return jax.tree.structure(_read_node(data))
+
+
+def _read_node(data: Any) -> Any:
+    if isinstance(data, list):
+        kind = {"list": list, "tuple": tuple}[data[0]]
+        return kind(map(_read_node, data[1:]))
+    if isinstance(data, dict):
+        return {name: _read_node(child) for name, child in data.items()}
+    return data
+
+
+def _version(files: dict[str, bytes]) -> str:
+    try:
+        return json.loads(files[_CARD])["jax"]
+    except (KeyError, ValueError, TypeError):
+        return "(unknown)"

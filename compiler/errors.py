@@ -1,0 +1,37 @@
+"""One class for each thing users of the compiler get wrong."""
+
+
+class CompilerError(Exception):
+    """Base of every error raised on purpose by `compiler`."""
+
+
+class TraceError(CompilerError, TypeError):
+    """A function could not be traced on the sample inputs."""
+
+
+class InputMismatchError(CompilerError, ValueError):
+    """A program was given inputs it cannot take."""
+
+
+class VariablesMismatchError(CompilerError, ValueError):
+    """A program was given variables that are not shaped like its own."""
+
+
+class VerifyError(CompilerError, AssertionError):
+    """A pass returned a graph that is not well-formed or computes something else."""
+
+
+class RuleError(CompilerError, TypeError):
+    """A rewriting rule returned something that cannot stand for the equation."""
+
+
+class UnknownPathError(CompilerError, LookupError):
+    """A rule's glob names no leaf of the program."""
+
+
+class NonFiniteWeightsError(CompilerError, ValueError):
+    """A weight that should be rounded is infinite or not a number."""
+
+
+class ArtifactError(CompilerError, ValueError):
+    """A saved program is damaged, not one of ours, or cannot be written."""

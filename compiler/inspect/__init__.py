@@ -1,0 +1,5 @@
+"""Seeing: before and after, as numbers and as a picture."""
+
+from compiler.inspect.report import Report as Report
+from compiler.inspect.report import report as report
+from compiler.inspect.show import show as show

@@ -1,0 +1,189 @@
+"""Before and after, as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Dict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from compiler.cost import cost
+from compiler.executable import latency
+from compiler.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One quantity of both programs.
+
+    Attributes:
+        name: what was measured.
+        before: of the first program.
+        after: of the second.
+        unit: `"count"`, `"bytes"`, `"seconds"` or `"value"`.
+    """
+
+    name: str
+    before: float
+    after: float
+    unit: str
+
+    def __str__(self) -> str:
+        """One line of the table: both values, and the second as a share."""
+        write = _WRITERS[self.unit]
+        share = (
+            ""
+            if self.unit == "value" or not self.before
+            else (f"{self.after / self.before:8.2f}x")
+        )
+        return f"{self.name:26}{write(self.before):>14}{write(self.after):>14}{share}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Two programs compared. Print it, or look a row up by name.
+
+    Attributes:
+        rows: the quantities.
+        difference: largest absolute difference between their outputs, or nan.
+        notes: what was done to the second, and what was left alone.
+    """
+
+    rows: tuple[Row, ...]
+    difference: float
+    notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of this name."""
+        found = {row.name: row for row in self.rows}
+        if name not in found:
+            raise KeyError(f"{name!r}: not measured. There are: {', '.join(found)}.")
+        return found[name]
+
+    def __str__(self) -> str:
+        """The table, the difference and the notes."""
+        lines = [f"{'':26}{'before':>14}{'after':>14}", *map(str, self.rows)]
+        if not math.isnan(self.difference):
+            lines.append(f"{'largest output difference':26}{self.difference:>28.3g}")
+        return "\n".join([*lines, "", *self.notes])
+
+
+def report(
+    before: Program,
+    after: Program,
+    *inputs: Any,
+    metrics: Dict[str, Callable[[Any], float]] | None = None,
+    batch_sizes: Sequence[int] = (1, 256),
+) -> Report:
+    """Compares two programs that should compute the same.
+
+    Parameters, bytes in memory and saved, arithmetic; and, where inputs are given,
+    the time of a call for some batch sizes (taking turns, medians), the largest
+    difference of the outputs, and whatever `metrics` measure.
+
+    Args:
+        before: usually the traced program.
+        after: usually the rewritten one.
+        *inputs: real inputs with a leading batch axis.
+        metrics: by name, a function from all outputs to a number.
+        batch_sizes: the sizes to time; inputs are repeated to fill them.
+
+    >>> import compiler as mc
+    >>> program = mc.trace(lambda w, x: x @ w * 2.0, jnp.eye(8), jnp.ones((1, 8)))
+    >>> found = mc.report(program, mc.fold()(program))
+    >>> found["FLOPs"].before, found["FLOPs"].after
+    (136, 128)
+    """
+    pair = (before, after)
+    rows = [
+        _row("parameters", pair, lambda p: p.size, "count"),
+        _row("bytes in memory", pair, lambda p: p.bytes, "bytes"),
+        _row("bytes on disk", pair, bytes_on_disk, "bytes"),
+        _row("FLOPs", pair, lambda p: cost(p.graph).flops, "count"),
+    ]
+    difference = math.nan
+    if inputs:
+        rows += [_timed(pair, inputs, size) for size in batch_sizes]
+        outputs = [jax.device_get(program(*inputs)) for program in pair]
+        difference = largest_difference(*outputs)
+        for name, metric in (metrics or {}).items():
+            rows.append(Row(name, *map(float, map(metric, outputs)), unit="value"))
+    return Report(tuple(rows), difference, tuple(_notes(after)))
+
+
+def bytes_on_disk(program: Program) -> int:
+    """The size of everything `save` writes for a program."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = program.save(Path(folder) / "program")
+        return sum(file.stat().st_size for file in path.iterdir())
+
+
+def largest_difference(first: Any, second: Any) -> float:
+    """The largest absolute difference between two results of one structure."""
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    wide = ((np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
+    return max(
+        (float(np.max(np.abs(a - b), initial=0.0)) for a, b in wide), default=0.0
+    )
+
+
+def _row(
+    name: str, pair: Sequence[Program], measure: Callable[[Program], float], unit: str
+) -> Row:
+    return Row(name, *map(measure, pair), unit=unit)
+
+
+def _timed(pair: Sequence[Program], inputs: Sequence[Any], size: int) -> Row:
+    batch = [jnp.asarray(_resized(np.asarray(x), size)) for x in inputs]
+    calls = {str(i): lambda p=program: p(*batch) for i, program in enumerate(pair)}
+    times = latency(calls)
+    return Row(f"latency, batch {size}", times["0"], times["1"], "seconds")
+
+
+def _resized(array: np.ndarray, size: int) -> np.ndarray:
+    return np.resize(array, (size, *array.shape[1:]))
+
+
+def _notes(program: Program) -> list[str]:
+    """What each pass did, counted by kind."""
+    lines = []
+    for applied in program.history:
+        fired, skipped = applied.events.fired, applied.events.skipped
+        lines.append(
+            f"{applied.step}: {len(fired)} fired, {len(skipped)} skipped"
+            + ("" if fired else " (nothing changed)")
+        )
+        lines += [f"  {n:4} {what}" for what, n in _kinds(fired)]
+        lines += [f"  {n:4} left: {why}" for why, n in _kinds(skipped)]
+    unseen = cost(program.graph).uncounted
+    if unseen:
+        lines.append(f"FLOPs leave out, or count once: {', '.join(unseen)}")
+    return lines
+
+
+def _kinds(events: Sequence[Any]) -> list[tuple[str, int]]:
+    return Counter(event.what.split(" (")[0] for event in events).most_common()
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e6:,.1f} us" if value < 1e-3 else f"{value * 1e3:,.2f} ms"
+
+
+_WRITERS: dict[str, Callable[[float], str]] = {
+    "count": _count,
+    "bytes": _count,
+    "seconds": _seconds,
+    "value": lambda value: f"{value:.4f}",
+}

@@ -1,0 +1,286 @@
+"""The one module that knows what a jaxpr looks like inside.
+
+JAX's own names for the parts of a control-flow equation change between releases;
+everything else in the compiler speaks through this file. Only public API is used
+(`jax.extend`); `tests/compiler/test_jaxprs.py` guards what is read from params.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.core
+from jax.extend import core, source_info_util
+
+Jaxpr: TypeAlias = Any
+"""A closed jaxpr: with `.jaxpr` and `.consts`."""
+
+Equation: TypeAlias = Any
+Var: TypeAlias = Any
+
+
+class Body(NamedTuple):
+    """One jaxpr inside an equation.
+
+    Attributes:
+        param: the equation's parameter that holds it.
+        index: its place where the parameter is a tuple, else None.
+        jaxpr: the body, closed.
+        operands: for each of its inputs, the position of the equation's operand it
+            comes from.
+        carried: for each of its inputs, whether it changes from one iteration to
+            the next, so that what is known of the operand is not known of it.
+    """
+
+    param: str
+    index: int | None
+    jaxpr: Jaxpr
+    operands: tuple[int, ...]
+    carried: tuple[bool, ...]
+
+
+def make(function: Callable[..., Any], specs: Sequence[Any]) -> Jaxpr:
+    """Traces a function of flat arrays to a closed jaxpr, without running it."""
+    with source_info_util.reset_name_stack():
+        return jax.make_jaxpr(function)(*specs)
+
+
+def spec(var: Var) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a variable or literal."""
+    aval = var.aval
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
+
+
+def is_literal(var: Var) -> bool:
+    """Whether an operand is a constant written into the equation."""
+    return isinstance(var, core.Literal)
+
+
+def is_array(var: Var) -> bool:
+    """Whether a variable holds an ordinary array (not a token, a ref or a key)."""
+    dtype = getattr(var.aval, "dtype", None)
+    return dtype is not None and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+
+
+def closed(jaxpr: Any) -> Jaxpr:
+    """Returns a closed jaxpr for an open or closed one."""
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        return jaxpr
+    return core.ClosedJaxpr(jaxpr, ())
+
+
+def bodies(equation: Equation) -> list[Body]:
+    """The jaxprs inside an equation whose inputs we can tell, none if it is opaque."""
+    find = _BODIES.get(equation.primitive.name)
+    return [] if find is None else find(equation)
+
+
+def has_jaxprs(equation: Equation) -> bool:
+    """Whether any parameter of the equation is a jaxpr."""
+    return any(True for _ in core.jaxprs_in_params(equation.params))
+
+
+def scan_counts(equation: Equation) -> tuple[int, int]:
+    """How many operands of a `scan` are constants, and how many are carried."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def replace_bodies(equation: Equation, new: Sequence[Body]) -> dict[str, Any]:
+    """The params of an equation that hold its bodies, with the bodies replaced."""
+    params: dict[str, Any] = {}
+    for body in new:
+        old = equation.params[body.param]
+        if body.index is None:
+            params[body.param] = _like(body.jaxpr, old)
+        else:
+            together = list(params.get(body.param, old))
+            together[body.index] = _like(body.jaxpr, old[body.index])
+            params[body.param] = tuple(together)
+    return params
+
+
+def with_equations(jaxpr: Jaxpr, kept: list[Equation]) -> Jaxpr:
+    """The same jaxpr with some of its equations only."""
+    if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12
+        return jaxpr.replace(eqns=kept)
+    return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=kept))
+
+
+def captured_arrays(jaxpr: Jaxpr) -> tuple[jax.Array, ...]:
+    """The arrays a traced function closed over (what it made itself is not among)."""
+    return tuple(
+        c
+        for c in jaxpr.consts
+        if isinstance(c, jax.Array) and not isinstance(c, jax.core.Tracer)
+    )
+
+
+def constants_to_inputs(jaxpr: Jaxpr, arrays: Sequence[Any], place: int) -> Jaxpr:
+    """Turns the constants that are these arrays into inputs, from `place` on."""
+    if not arrays:
+        return jaxpr
+    specs = [spec(var) for var in jaxpr.jaxpr.invars]
+    extra = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+    where = {id(array): place + i for i, array in enumerate(arrays)}
+
+    def run(*arguments: Any) -> list[Any]:
+        consts = [
+            arguments[where[id(c)]] if id(c) in where else c for c in jaxpr.consts
+        ]
+        own = (*arguments[:place], *arguments[place + len(arrays) :])
+        return jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *own)
+
+    return make(run, [*specs[:place], *extra, *specs[place:]])
+
+
+def bind(equation: Equation, operands: Sequence[Any], **params: Any) -> list[Any]:
+    """Emits an equation's primitive again, on new operands, always as a list.
+
+    Derivative rules travel with it.
+    """
+    primitive = equation.primitive
+    bound = primitive.get_bind_params({**equation.params, **params})
+    functions, bound = bound if isinstance(bound, tuple) else ((), bound)
+    result = primitive.bind(*functions, *operands, **bound)
+    return list(result) if primitive.multiple_results else [result]
+
+
+def is_plain_jit(equation: Equation) -> bool:
+    """Whether an equation is a call that inlining does not change."""
+    params = equation.params
+    if equation.primitive.name == "closed_call":
+        return True
+    if equation.primitive.name != "jit":
+        return False
+    shardings = (*params["in_shardings"], *params["out_shardings"])
+    return all(type(s).__name__ == "UnspecifiedValue" for s in shardings)
+
+
+def equations(jaxpr: Jaxpr) -> list[Equation]:
+    """The equations of a closed jaxpr, in order."""
+    return jaxpr.jaxpr.eqns
+
+
+def nested(jaxpr: Jaxpr) -> Iterator[tuple[Equation, int]]:
+    """Every equation at every depth, with how often a call runs it.
+
+    A `scan` multiplies by its length; a `while` counts once, as no one knows.
+    """
+    for equation in equations(jaxpr):
+        yield equation, 1
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for body in bodies(equation):
+            for inner, count in nested(body.jaxpr):
+                yield inner, count * times
+
+
+def scope(equation: Equation) -> str:
+    """The names of the scopes an equation was traced in, joined by `/`."""
+    return str(equation.source_info.name_stack)
+
+
+def source(equation: Equation) -> str:
+    """Where in the user's code an equation comes from: `file:line (function)`."""
+    return source_info_util.summarize(equation.source_info)
+
+
+def current_scope() -> Any:
+    """The names around what is emitted now."""
+    return source_info_util.current_name_stack()
+
+
+@contextlib.contextmanager
+def provenance(equation: Equation, scope: Any = None) -> Generator[None, None, None]:
+    """What is emitted inside carries the equation's scope and source line.
+
+    Args:
+        equation: whose.
+        scope: the whole scope; by default the current one and the equation's own.
+    """
+    info = equation.source_info
+    stack = current_scope() + info.name_stack if scope is None else scope
+    with source_info_util.user_context(info.traceback, name_stack=stack):
+        yield
+
+
+def check(jaxpr: Jaxpr) -> None:
+    """Raises if a jaxpr is not well-typed."""
+    core.check_jaxpr(jaxpr.jaxpr)
+
+
+def _like(jaxpr: Jaxpr, old: Any) -> Any:
+    """Gives a new body the form (open or closed) the equation wants."""
+    if isinstance(old, core.ClosedJaxpr):
+        return jaxpr
+    if jaxpr.consts:
+        raise ValueError("a body without room for constants was given some")
+    return jaxpr.jaxpr
+
+
+def _direct(param: str, skip: int = 0) -> Callable[[Equation], list[Body]]:
+    def find(equation: Equation) -> list[Body]:
+        body = closed(equation.params[param])
+        count = len(body.jaxpr.invars)
+        return [_body(param, None, body, range(skip, skip + count), [False] * count)]
+
+    return find
+
+
+def _scan(equation: Equation) -> list[Body]:
+    body = closed(equation.params["jaxpr"])
+    consts, carry = scan_counts(equation)
+    count = len(body.jaxpr.invars)
+    carried = [consts <= i < consts + carry for i in range(count)]
+    return [_body("jaxpr", None, body, range(count), carried)]
+
+
+def _while(equation: Equation) -> list[Body]:
+    params, found = equation.params, []
+    first, second = params["cond_nconsts"], params["body_nconsts"]
+    carry = range(first + second, len(equation.invars))
+    for param, start, consts in (
+        ("cond_jaxpr", 0, first),
+        ("body_jaxpr", first, second),
+    ):
+        operands = [*range(start, start + consts), *carry]
+        carried = [False] * consts + [True] * len(carry)
+        found.append(_body(param, None, closed(params[param]), operands, carried))
+    return found
+
+
+def _cond(equation: Equation) -> list[Body]:
+    count = len(equation.invars) - 1
+    return [
+        _body("branches", i, closed(branch), range(1, count + 1), [False] * count)
+        for i, branch in enumerate(equation.params["branches"])
+    ]
+
+
+def _body(
+    param: str,
+    index: int | None,
+    jaxpr: Jaxpr,
+    operands: Sequence[int],
+    carried: Sequence[bool],
+) -> Body:
+    return Body(param, index, jaxpr, tuple(operands), tuple(carried))
+
+
+_BODIES: dict[str, Callable[[Equation], list[Body]]] = {
+    "jit": _direct("jaxpr"),
+    "closed_call": _direct("call_jaxpr"),
+    "remat2": _direct("jaxpr"),
+    "custom_jvp_call": _direct("call_jaxpr"),
+    "custom_vjp_call": _direct("call_jaxpr"),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

@@ -1,0 +1,130 @@
+"""What a pass is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from compiler.errors import VerifyError
+from compiler.graph import Graph
+from compiler.rewrite import Events
+from mapping.core import describe
+
+if TYPE_CHECKING:
+    from compiler.program import Program
+
+Prepare = Callable[[Sequence[Any]], list[Any]]
+"""Computes a rewritten graph's leaves from the original's; a pure function."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """What a pass makes of a graph, before any array is touched.
+
+    Attributes:
+        graph: the new graph.
+        prepare: its leaves, from the old ones; None where they are the same.
+        events: what fired, and what was skipped and why.
+    """
+
+    graph: Graph
+    prepare: Prepare | None = None
+    events: Events = dataclasses.field(default_factory=Events)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Rewrites a program. A value: it prints, compares, and can be saved as data.
+
+    A subclass is a frozen dataclass that defines `rewrite`, which sees shapes and
+    equations only and never the values of the weights. So it can be applied again
+    to the same function at other batch sizes, or for other weights. A pass whose
+    choices depend on values or data makes them in `decide`, which returns a pass
+    that carries them.
+
+    >>> from compiler.passes import fold, quantize
+    >>> print(fold() >> quantize.weights("int8"))
+    Fold() >> QuantizeWeights(dtype='int8', skip=())
+    """
+
+    def decide(self, program: Program) -> Pass:
+        """Returns the pass with every choice made for this program; itself if none."""
+        return self
+
+    def rewrite(self, graph: Graph) -> Rewrite:
+        """Rewrites a graph; pure, and independent of the weights' values."""
+        raise TypeError(
+            f"{type(self).__name__}: expected a method `rewrite(self, graph)` that "
+            "returns a Rewrite, found none. Define it."
+        )
+
+    def __call__(self, program: Program) -> Program:
+        """Applies the pass: the graph is rewritten, the leaves are prepared."""
+        return program.rewritten(self)
+
+    def __rshift__(self, other: Pass) -> Pass:
+        """`a >> b`: first `a`, then `b`."""
+        if not isinstance(other, Pass):
+            return NotImplemented
+        return Pipeline((*self.passes, *other.passes))
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The single passes this one is made of."""
+        return (self,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline(Pass):
+    """Passes one after the other; what `>>` makes. `Pipeline()` is the identity.
+
+    Attributes:
+        steps: the passes, in order.
+    """
+
+    steps: tuple[Pass, ...] = ()
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The steps."""
+        return self.steps
+
+    def __call__(self, program: Program) -> Program:
+        """Applies each step in turn."""
+        for step in self.steps:
+            program = step(program)
+        return program
+
+    def __str__(self) -> str:
+        """The steps joined by `>>`."""
+        return " >> ".join(map(str, self.steps))
+
+
+def verify(before: Graph, rewrite: Rewrite, name: str) -> None:
+    """Checks that a rewrite is well-formed and kept inputs and outputs as they were.
+
+    Raises:
+        VerifyError: naming the pass and what is wrong.
+    """
+    try:
+        rewrite.graph.verify()
+    except VerifyError as error:
+        raise VerifyError(f"{name}: {error}") from error.__cause__
+    for what in ("inputs", "outputs"):
+        old, new = getattr(before, what), getattr(rewrite.graph, what)
+        if [(s.shape, s.dtype) for s in old] != [(s.shape, s.dtype) for s in new]:
+            raise VerifyError(
+                f"{name}: changed the {what} from {describe(old)} to {describe(new)}. "
+                "A pass must keep them."
+            )
+    if rewrite.prepare is not None:
+        made = jax.eval_shape(rewrite.prepare, [leaf.spec for leaf in before.leaves])
+        for leaf, got in zip(rewrite.graph.leaves, made, strict=True):
+            if (leaf.spec.shape, leaf.spec.dtype) != (got.shape, got.dtype):
+                raise VerifyError(
+                    f"{name}: prepares {leaf.path} as {describe(got)}, the graph "
+                    f"takes {describe(leaf.spec)}."
+                )

@@ -1,0 +1,148 @@
+"""Rules that move what depends on params alone out of loops and branches.
+
+After them everything known early stands at the top level of the program, where
+`fold` can compute it once. A body gives up what `binding.cut` chooses, so nothing
+is stored that is larger than what it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from compiler import jaxprs
+from compiler.binding import cut, dependencies
+from compiler.graph import evaluate, required
+from compiler.rewrite import Operand, Rules, Site, body_known
+
+HOIST = Rules()
+
+
+@HOIST.on("scan")
+def hoist_from_scan(site: Site, *operands: Operand) -> list[Any] | None:
+    """Computes before the loop what its body derives from constants and weights.
+
+    What depends on the loop's constants only is computed once; what depends on
+    one slice of stacked weights is computed for all slices and stacked again.
+    """
+    (body,) = site.bodies
+    jaxpr, values = body.jaxpr, [operand.value for operand in operands]
+    chosen = _chosen(body, operands)
+    if not chosen:
+        return None
+    consts, carry = jaxprs.scan_counts(site.equation)
+    given = dict(zip(jaxpr.jaxpr.invars, values, strict=True))
+    fixed = {v: given[v] for v in jaxpr.jaxpr.invars[:consts]}
+    carried = jaxpr.jaxpr.invars[consts : consts + carry]
+    slices = jaxpr.jaxpr.invars[consts + carry :]
+    steady, _ = dependencies(jaxpr, list(fixed))
+    once = [v for v in chosen if v in steady]
+    each = [v for v in chosen if v not in steady]
+
+    def derive(_: None, xs: Sequence[Any]) -> tuple[None, list[Any]]:
+        return None, evaluate(jaxpr, fixed | _pair(slices, xs), each)
+
+    def step(carry_in: Sequence[Any], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        env = fixed | _pair(carried, carry_in) | _pair((*left, *each), xs)
+        outputs = evaluate(jaxpr, env)
+        return outputs[:carry], outputs[carry:]
+
+    options = {k: site.equation.params[k] for k in ("length", "reverse", "unroll")}
+    stacked = [given[v] for v in slices]
+    with site.early():
+        fixed |= _pair(once, evaluate(jaxpr, fixed, once))
+        length = options["length"]
+        derived = jax.lax.scan(derive, None, stacked, length)[1] if each else []
+    needs = required(jaxpr, set(chosen))
+    left = [v for v in slices if v in needs]
+    xs = [*(given[v] for v in left), *derived]
+    last, collected = jax.lax.scan(step, [given[v] for v in carried], xs, **options)
+    _record(site, chosen)
+    return [*last, *collected]
+
+
+@HOIST.on("while")
+def hoist_from_while(site: Site, *operands: Operand) -> list[Any] | None:
+    """Computes before the loop what its condition and body derive from constants."""
+    functions, chosen = [], []
+    for body in site.bodies:
+        invars = body.jaxpr.jaxpr.invars
+        given = _pair(invars, [operands[i].value for i in body.operands])
+        moving = [v for v, c in zip(invars, body.carried, strict=True) if c]
+        fixed = {v: given[v] for v in invars if v not in moving}
+        kept = _chosen(body, operands)
+        with site.early():
+            fixed |= _pair(kept, evaluate(body.jaxpr, fixed, kept))
+        functions.append(_remainder(body.jaxpr, fixed, moving))
+        chosen += kept
+    if not chosen:
+        return None
+    condition, step = functions
+    start = len(operands) - len(site.equation.outvars)
+    carried = [operand.value for operand in operands[start:]]
+    _record(site, chosen)
+    return list(jax.lax.while_loop(lambda c: condition(c)[0], step, carried))
+
+
+@HOIST.on("cond")
+def hoist_from_cond(site: Site, *operands: Operand) -> list[Any] | None:
+    """Computes before the choice what any branch derives from weights."""
+    branches, chosen = [], []
+    for body in site.bodies:
+        values = [operands[i].value for i in body.operands]
+        given = _pair(body.jaxpr.jaxpr.invars, values)
+        kept = _chosen(body, operands)
+        with site.early():
+            given |= _pair(kept, evaluate(body.jaxpr, given, kept))
+        branches.append(_remainder(body.jaxpr, given, ()))
+        chosen += kept
+    if not chosen:
+        return None
+    _record(site, chosen)
+    return list(jax.lax.switch(operands[0].value, branches, ()))
+
+
+@HOIST.on("remat2")
+def hoist_from_remat(site: Site, *operands: Operand) -> list[Any] | None:
+    """Computes outside what a rematerialised region derives from weights."""
+    (body,) = site.bodies
+    jaxpr = body.jaxpr
+    chosen = _chosen(body, operands)
+    if not chosen:
+        return None
+    given = _pair(jaxpr.jaxpr.invars, [operand.value for operand in operands])
+    with site.early():
+        given |= _pair(chosen, evaluate(jaxpr, given, chosen))
+    needs = required(jaxpr, set(chosen))
+    inside = [v for v in (*jaxpr.jaxpr.invars, *chosen) if v in needs]
+    options = {k: site.equation.params[k] for k in ("prevent_cse", "policy")}
+    region = jax.checkpoint(_remainder(jaxpr, {}, inside), **options)
+    _record(site, chosen)
+    return list(region([given[v] for v in inside]))
+
+
+def _chosen(body: jaxprs.Body, operands: Sequence[Operand]) -> list[Any]:
+    """The derived values worth computing outside; inputs stay where they are."""
+    inputs = set(body.jaxpr.jaxpr.invars)
+    return [v for v in cut(body.jaxpr, body_known(body, operands)) if v not in inputs]
+
+
+def _remainder(
+    jaxpr: jaxprs.Jaxpr, fixed: dict[Any, Any], moving: Sequence[Any]
+) -> Any:
+    """What is left of a body once the `fixed` variables are given."""
+
+    def body(values: Sequence[Any]) -> list[Any]:
+        return evaluate(jaxpr, fixed | _pair(moving, values))
+
+    return body
+
+
+def _pair(variables: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
+    return dict(zip(variables, values, strict=True))
+
+
+def _record(site: Site, chosen: Sequence[Any]) -> None:
+    site.fired(f"{len(chosen)} weights-only value(s) moved out of the body")

@@ -1,0 +1,241 @@
+"""A program: a graph together with its variables. Still a pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from compiler.errors import CompilerError, InputMismatchError, VariablesMismatchError
+from compiler.graph import Graph, nbytes
+from compiler.passes.base import Pass, verify
+from compiler.rewrite import Events
+from mapping.core import Context, Mapping, State, Variables, describe
+
+
+class Traceable(Protocol):
+    """What a program can be made from again, for inputs of other shapes."""
+
+    def graph(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
+        """The original graph for inputs of these shapes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    """One pass that was applied to a program, and what it did.
+
+    Attributes:
+        step: the pass, with its choices made.
+        events: what fired, and what was skipped and why.
+    """
+
+    step: Pass
+    events: Events
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Program(Mapping, by_identity=True):
+    """A graph and the arrays it is parametrised by. Made by `trace` or `load`.
+
+    Calling it runs it, compiled. `function` is the same as a pure function of
+    (variables, inputs), so `jax.jit`, `jax.grad`, `jax.vmap` apply; as a `Mapping`
+    it can be trained and composed. Called on inputs of other shapes it is traced
+    again from what it came from, and its recipe applied again.
+
+    Attributes:
+        graph: the equations, for the sample's shapes.
+        values: the arrays, in the order of the graph's leaves.
+        source: what it was traced from.
+        history: the passes applied so far, with what each did.
+
+    >>> import jax.numpy as jnp, compiler as mc
+    >>> program = mc.trace(lambda w, x: x @ w, jnp.eye(3), jnp.ones((2, 3)))
+    >>> smaller = program >> mc.fold()
+    >>> jax.grad(lambda w: smaller.function(w, jnp.ones((1, 3))).sum())(
+    ...     smaller.variables).shape
+    (3, 3)
+    """
+
+    graph: Graph
+    values: tuple[Any, ...]
+    source: Traceable
+    history: tuple[Applied, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_graphs", {_shapes(self.graph.inputs): self.graph})
+
+    @property
+    def variables(self) -> Any:
+        """The arrays as a tree: `Variables`, or a nested dict keyed by path."""
+        return self.graph.pack(self.values)
+
+    @property
+    def recipe(self) -> tuple[Pass, ...]:
+        """The passes applied so far."""
+        return tuple(applied.step for applied in self.history)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the leaves hold."""
+        return sum(int(np.prod(leaf.spec.shape)) for leaf in self.graph.leaves)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the leaves take in memory."""
+        return sum(nbytes(leaf.spec) for leaf in self.graph.leaves)
+
+    def __call__(self, *inputs: Any) -> Any:  # ty: ignore[incompatible-method-override]
+        """Runs the program on its own variables, compiled."""
+        if any(isinstance(value, jax.ShapeDtypeStruct) for value in self.values):
+            raise VariablesMismatchError(
+                "this program was traced on shapes alone and has no arrays to run "
+                "on. Trace it with arrays, or call program.function(variables, ...)."
+            )
+        return self._compiled(self.variables, *inputs)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        return jax.jit(self.function)
+
+    def function(self, variables: Any, *inputs: Any) -> Any:
+        """The program as a pure function of variables and inputs.
+
+        Raises:
+            InputMismatchError: if the inputs are of another structure, dtype or
+                rank, or of a shape the original function does not take.
+            VariablesMismatchError: if the variables are not like the program's.
+        """
+        flat, in_tree = jax.tree.flatten(inputs)
+        specs = self._check_inputs(flat, in_tree)
+        graph = self.specialise(specs)
+        leaves = graph.unpack(variables)
+        return jax.tree.unflatten(graph.out_tree, graph.evaluate(leaves, flat))
+
+    def init(self, key: jax.Array, *specs: Any) -> Variables:
+        """Returns the program's own variables: it is already initialised."""
+        own = self.variables
+        return own if isinstance(own, Variables) else Variables(own)
+
+    def apply(
+        self, variables: Any, *inputs: Any, ctx: Context | None = None
+    ) -> tuple[Any, State]:
+        """Computes `(outputs, state)` as every mapping does; the state stays."""
+        if not isinstance(variables, Variables):
+            return self.function(variables, *inputs), {}
+        own = variables if self.graph.packing.bundled else variables.params
+        return self.function(own, *inputs), variables.state
+
+    def specialise(self, specs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
+        """The graph for inputs of these shapes, rewritten by the same recipe.
+
+        Raises:
+            InputMismatchError: if the original function does not take them.
+        """
+        known: dict[Any, Graph] = self.__dict__["_graphs"]
+        key = _shapes(specs)
+        if key not in known:
+            try:
+                graph = self.source.graph(self.graph.in_tree, list(specs))
+                for step in self.recipe:
+                    graph = step.rewrite(graph).graph
+            except CompilerError as error:
+                raise InputMismatchError(
+                    f"inputs: traced on {describe(self.graph.inputs)}, got "
+                    f"{describe(list(specs))}, which it does not take: {error}"
+                ) from error
+            if graph.leaves != self.graph.leaves:
+                raise InputMismatchError(
+                    f"inputs: on {describe(list(specs))} the program needs other "
+                    f"variables than on {describe(self.graph.inputs)}. Trace it anew "
+                    "on inputs of this shape."
+                )
+            known[key] = graph
+        return known[key]
+
+    def rewritten(self, step: Pass) -> Program:
+        """Applies one pass: decides, rewrites, verifies, prepares the leaves.
+
+        Raises:
+            VerifyError: if the pass broke the graph or changed its signature.
+        """
+        step = step.decide(self)
+        rewrite = step.rewrite(self.graph)
+        verify(self.graph, rewrite, type(step).__name__)
+        values = self.values
+        if rewrite.prepare is not None:
+            values = _prepared(rewrite.prepare, self.values)
+        history = (*self.history, Applied(step, rewrite.events))
+        return Program(rewrite.graph, values, self.source, history)
+
+    def with_variables(self, variables: Any) -> Program:
+        """The same program with other arrays: trained further, or loaded."""
+        return dataclasses.replace(self, values=tuple(self.graph.unpack(variables)))
+
+    def __rshift__(self, other: Any) -> Any:
+        """`program >> pass` applies the pass; `program >> mapping` composes."""
+        if isinstance(other, Pass):
+            return other(self)
+        return super().__rshift__(other)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the program to a folder; see `compiler.artifact.save`."""
+        from compiler.artifact import save
+
+        return save(self, path)
+
+    def _check_inputs(
+        self, flat: Sequence[Any], in_tree: Any
+    ) -> list[jax.ShapeDtypeStruct]:
+        if in_tree != self.graph.in_tree:
+            raise InputMismatchError(
+                f"inputs: expected {_structure(self.graph.in_tree)}, got "
+                f"{_structure(in_tree)}. Call it as it was traced."
+            )
+        specs = []
+        for want, value in zip(self.graph.inputs, flat, strict=True):
+            shape, dtype = np.shape(value), jax.dtypes.result_type(value)
+            if len(shape) != len(want.shape) or not _same_kind(dtype, want, value):
+                raise InputMismatchError(
+                    f"inputs: expected {describe(want)} (any extents it was written "
+                    f"for), got {describe(jax.ShapeDtypeStruct(shape, dtype))}. "
+                    f"Reshape it, or cast it with x.astype({str(want.dtype)!r})."
+                )
+            specs.append(jax.ShapeDtypeStruct(shape, want.dtype))
+        return specs
+
+    def __repr__(self) -> str:
+        """What it takes and gives, how large it is, and its recipe."""
+        steps = "".join(f" >> {step}" for step in self.recipe)
+        return (
+            f"Program({describe(self.graph.inputs)} -> {describe(self.graph.outputs)}, "
+            f"{self.size} parameters in {self.bytes} bytes){steps}"
+        )
+
+
+def _prepared(
+    prepare: Callable[..., list[Any]], values: Sequence[Any]
+) -> tuple[Any, ...]:
+    """Runs a pass's preparation, abstractly for a program without arrays."""
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
+        return tuple(jax.eval_shape(prepare, list(values)))
+    return tuple(jax.jit(prepare)(list(values)))
+
+
+def _shapes(specs: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any, ...]:
+    return tuple(tuple(spec.shape) for spec in specs)
+
+
+def _same_kind(dtype: Any, want: jax.ShapeDtypeStruct, value: Any) -> bool:
+    if isinstance(value, bool | int | float | complex):
+        return jax.dtypes.result_type(value, want.dtype) == want.dtype
+    return dtype == want.dtype
+
+
+def _structure(tree: Any) -> str:
+    return str(tree).removeprefix("PyTreeDef(").removesuffix(")")
