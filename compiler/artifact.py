@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jax import export
 
 from compiler import jaxprs, sealed
 from compiler.errors import ArtifactError, CompilerError, TraceError
-from compiler.graph import Graph, Leaf, Packing
+from compiler.graph import Graph, Leaf, Packing, is_abstract
 from compiler.program import Program
 from mapping.core import describe
 
@@ -173,15 +174,22 @@ class Exported:
 
 def _export(program: Program) -> tuple[export.Exported, str]:
     """Exports for any batch and platform; gives up what does not work."""
-    attempts = [(_any_batch, "any"), (list, "fixed")]
     errors = []
-    for shapes, batch in attempts:
+    for shapes, batch in ((_any_batch, "any"), (list, "fixed")):
         for platforms in (_PLATFORMS, None):
             try:
                 specs = shapes(program.graph.inputs)
-                return _export_for(program, specs, platforms), batch
+                exported = _export_for(program, specs, platforms)
             except Exception as error:
                 errors.append(error)
+                continue
+            if batch == "fixed":
+                warnings.warn(
+                    f"saved for inputs {describe(program.graph.inputs)} only: for any "
+                    f"batch size, {type(errors[0]).__name__}: {errors[0]}",
+                    stacklevel=3,
+                )
+            return exported, batch
     raise ArtifactError(
         f"the program cannot be exported: {type(errors[-1]).__name__}: {errors[-1]}. "
         "Remove what calls back into Python (jax.debug.print, pure_callback)."
@@ -216,7 +224,7 @@ def _any_batch(inputs: Sequence[jax.ShapeDtypeStruct]) -> list[jax.ShapeDtypeStr
 
 def _storable(path: str, value: Any) -> np.ndarray:
     """A leaf as safetensors can hold it; small and unusual floats as bytes."""
-    if isinstance(value, jax.ShapeDtypeStruct):
+    if is_abstract(value):
         raise ArtifactError(f"{path}: has a shape and no values. Trace with arrays.")
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         raise ArtifactError(

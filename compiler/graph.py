@@ -253,6 +253,11 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def is_abstract(value: Any) -> bool:
+    """Whether a value is a shape without numbers."""
+    return isinstance(value, jax.ShapeDtypeStruct)
+
+
 def nbytes(spec: Any) -> int:
     """The size of an array in memory; four-bit types count half a byte an element."""
     dtype = jnp.dtype(spec.dtype)

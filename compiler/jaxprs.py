@@ -187,6 +187,16 @@ def scope(equation: Equation) -> str:
     return str(equation.source_info.name_stack)
 
 
+def label(equation: Equation) -> str:
+    """The name of the primitive and, for a call, of the function it calls."""
+    name = equation.params.get("name")
+    if not isinstance(name, str) and equation.primitive.name.startswith("custom_"):
+        info = equation.params["call_jaxpr"].jaxpr.debug_info
+        name = (info.func_src_info or "").split(" at ")[0]
+    called = isinstance(name, str) and name and has_jaxprs(equation)
+    return f"{equation.primitive.name} {name}" if called else equation.primitive.name
+
+
 def source(equation: Equation) -> str:
     """Where in the user's code an equation comes from: `file:line (function)`."""
     return source_info_util.summarize(equation.source_info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from compiler.errors import CompilerError, InputMismatchError, VariablesMismatchError
-from compiler.graph import Graph, nbytes
+from compiler.graph import Graph, is_abstract, nbytes
 from compiler.passes.base import Pass, verify
 from compiler.rewrite import Events
 from mapping.core import Context, Mapping, State, Variables, describe
@@ -70,7 +71,7 @@ class Program(Mapping, by_identity=True):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_graphs", {_shapes(self.graph.inputs): self.graph})
 
-    @property
+    @functools.cached_property
     def variables(self) -> Any:
         """The arrays as a tree: `Variables`, or a nested dict keyed by path."""
         return self.graph.pack(self.values)
@@ -92,7 +93,7 @@ class Program(Mapping, by_identity=True):
 
     def __call__(self, *inputs: Any) -> Any:  # ty: ignore[incompatible-method-override]
         """Runs the program on its own variables, compiled."""
-        if any(isinstance(value, jax.ShapeDtypeStruct) for value in self.values):
+        if any(map(is_abstract, self.values)):
             raise VariablesMismatchError(
                 "this program was traced on shapes alone and has no arrays to run "
                 "on. Trace it with arrays, or call program.function(variables, ...)."
@@ -158,6 +159,18 @@ class Program(Mapping, by_identity=True):
             known[key] = graph
         return known[key]
 
+    @functools.cached_property
+    def variants(self) -> tuple[Graph, ...]:
+        """The same program for inputs of other extents, each that it allows in turn.
+
+        What a pass decides should hold for all of them.
+        """
+        graphs = []
+        for specs in _perturbed(self.graph.inputs):
+            with contextlib.suppress(InputMismatchError):
+                graphs.append(self.specialise(specs))
+        return tuple(graphs)
+
     def rewritten(self, step: Pass) -> Program:
         """Applies one pass: decides, rewrites, verifies, prepares the leaves.
 
@@ -222,9 +235,30 @@ def _prepared(
     prepare: Callable[..., list[Any]], values: Sequence[Any]
 ) -> tuple[Any, ...]:
     """Runs a pass's preparation, abstractly for a program without arrays."""
-    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
+    if any(map(is_abstract, values)):
         return tuple(jax.eval_shape(prepare, list(values)))
     return tuple(jax.jit(prepare)(list(values)))
+
+
+def _perturbed(
+    inputs: Sequence[jax.ShapeDtypeStruct],
+) -> list[list[jax.ShapeDtypeStruct]]:
+    """The inputs with one extent larger by one: the batch, then each other extent."""
+    batch = {spec.shape[0] for spec in inputs if spec.shape}
+    rest = {n for spec in inputs for n in spec.shape[1:]}
+    variants = [_grown(inputs, n, slice(0, 1)) for n in batch if len(batch) == 1]
+    return variants + [_grown(inputs, n, slice(1, None)) for n in sorted(rest, key=str)]
+
+
+def _grown(
+    inputs: Sequence[jax.ShapeDtypeStruct], extent: int, axes: slice
+) -> list[jax.ShapeDtypeStruct]:
+    grown = []
+    for spec in inputs:
+        shape = list(spec.shape)
+        shape[axes] = [n + 1 if n == extent else n for n in shape[axes]]
+        grown.append(jax.ShapeDtypeStruct(tuple(shape), spec.dtype))
+    return grown
 
 
 def _shapes(specs: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler import jaxprs
 from compiler.errors import TraceError
-from compiler.graph import Graph, Leaf, Packing
+from compiler.graph import Graph, Leaf, Packing, is_abstract
 from compiler.program import Program
 from mapping.core import Context, Mapping, Variables, describe, path_string
 
@@ -53,7 +53,10 @@ class Source:
         Raises:
             TraceError: if the function does not accept them.
         """
-        jaxpr, out_tree = self.trace(in_tree, inputs)
+        return self.lift(*self.trace(in_tree, inputs), in_tree)
+
+    def lift(self, jaxpr: jaxprs.Jaxpr, out_tree: Any, in_tree: Any) -> Graph:
+        """Makes a graph of what was traced; captured arrays become leaves."""
         jaxpr = jaxprs.constants_to_inputs(jaxpr, self.captured, len(self.leaves))
         leaves = (*self.leaves, *self.captured_leaves)
         return Graph(jaxpr, leaves, self.packing, in_tree, out_tree)
@@ -121,15 +124,17 @@ def trace(function: Any, variables: Any, *inputs: Any) -> Program:
     flat, in_tree = jax.tree.flatten(inputs)
     specs = [spec_of(x) for x in flat]
     source = Source(function, tree, fixed, leaves)
-    captured = jaxprs.captured_arrays(source.trace(in_tree, specs)[0])
+    jaxpr, out_tree = source.trace(in_tree, specs)
+    captured = jaxprs.captured_arrays(jaxpr)
     source = dataclasses.replace(source, captured=captured)
     values = [_as_jax(value) for _, value in arrays]
-    return Program(source.graph(in_tree, specs), (*values, *captured), source)
+    graph = source.lift(jaxpr, out_tree, in_tree)
+    return Program(graph, (*values, *captured), source)
 
 
 def spec_of(value: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype JAX gives a value."""
-    if isinstance(value, jax.ShapeDtypeStruct):
+    if is_abstract(value):
         return value
     dtype = jax.dtypes.result_type(value)
     return jax.ShapeDtypeStruct(np.shape(value), dtype)
@@ -144,7 +149,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _as_jax(value: Any) -> Any:
-    return value if isinstance(value, jax.ShapeDtypeStruct) else jnp.asarray(value)
+    return value if is_abstract(value) else jnp.asarray(value)
 
 
 def _name(function: Any) -> str:

@@ -8,10 +8,9 @@
 (3, 2)
 """
 
-from mapping import layers as layers
-from mapping import losses as losses
-from mapping import metrics as metrics
-from mapping import train as train
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mapping.combinators import Lift as Lift
 from mapping.combinators import Serial as Serial
 from mapping.core import Context as Context
@@ -20,3 +19,25 @@ from mapping.core import Variables as Variables
 from mapping.core import call as call
 from mapping.core import leaf_paths as leaf_paths
 from mapping.tree import select as select
+
+if TYPE_CHECKING:
+    from mapping import augment as augment
+    from mapping import data as data
+    from mapping import errors as errors
+    from mapping import layers as layers
+    from mapping import losses as losses
+    from mapping import metrics as metrics
+    from mapping import train as train
+
+_SUBMODULES = ("augment", "data", "errors", "layers", "losses", "metrics", "train")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a submodule when it is first used: a server needs no layers."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"mapping.{name}")
+    raise AttributeError(f"module 'mapping' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES})

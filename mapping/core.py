@@ -201,19 +201,28 @@ class Mapping:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def init(self, key: jax.Array, *specs: Tree) -> Variables:
+    # The open signatures let a subclass name its own inputs, `apply(self,
+    # variables, x, *, ctx)`, and still be a subtype to a type checker.
+    def init(self, key: jax.Array, *specs: Any, **nothing: Any) -> Variables:
         """Makes the variables for inputs like `specs`.
 
         Args:
             key: a PRNG key.
             *specs: the inputs, as example arrays or `jax.ShapeDtypeStruct`s.
+            **nothing: a subclass takes no more.
         """
         return Variables()
 
     def apply(
-        self, variables: Variables, *inputs: Any, ctx: Context
+        self, variables: Variables, *inputs: Any, **context: Any
     ) -> tuple[Any, State]:
-        """Computes `(outputs, new state)`; pure in all its arguments."""
+        """Computes `(outputs, new state)`; pure in all its arguments.
+
+        Args:
+            variables: the mapping's own.
+            *inputs: pytrees of arrays.
+            **context: `ctx`, the [`Context`][].
+        """
         raise TypeError(
             f"{type(self).__name__}: expected a method "
             "`apply(self, variables, *inputs, ctx)`, found none. Define it; it "

@@ -32,6 +32,7 @@ class Node:
         flops: its arithmetic, with what is inside it.
         source: the line of user code.
         parents: names of the nodes it reads.
+        early: whether it depends on leaves and constants alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Node:
     flops: int
     source: str
     parents: tuple[str, ...]
+    early: bool
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -88,32 +90,27 @@ def nodes(graph: Graph) -> list[Node]:
     """The equations of a graph as nodes, parents first."""
     paths = dict(zip(graph.jaxpr.jaxpr.invars, graph.paths, strict=False))
     maker: dict[Any, str] = {}
+    late = set(graph.jaxpr.jaxpr.invars[len(graph.leaves) :])
     found = []
     for i, equation in enumerate(jaxprs.equations(graph.jaxpr)):
         operands = [v for v in equation.invars if not jaxprs.is_literal(v)]
-        name = f"n{i}"
+        name, early = f"n{i}", late.isdisjoint(operands)
+        late.update(() if early else equation.outvars)
         found.append(
             Node(
                 name,
-                _kind(equation),
+                jaxprs.label(equation),
                 jaxprs.scope(equation),
                 describe([jaxprs.spec(v) for v in equation.outvars]),
                 tuple(paths[v] for v in operands if v in paths),
                 _flops(equation),
                 jaxprs.source(equation),
                 tuple(dict.fromkeys(maker[v] for v in operands if v in maker)),
+                early,
             )
         )
         maker.update((v, name) for v in equation.outvars)
     return found
-
-
-def _kind(equation: jaxprs.Equation) -> str:
-    """The primitive, and what a call is a call of."""
-    name = equation.params.get("name")
-    if jaxprs.has_jaxprs(equation) and isinstance(name, str):
-        return f"{equation.primitive.name} {name}"
-    return equation.primitive.name
 
 
 def _flops(equation: jaxprs.Equation) -> int:
@@ -140,7 +137,8 @@ def _panel(
 
 
 def _svg(program: Program, drawn: Sequence[Node], other: Counter[Any] | None) -> str:
-    places = layered([n.name for n in drawn], {n.name: n.parents for n in drawn})
+    side = {n.name for n in drawn if n.early}
+    places = layered([n.name for n in drawn], {n.name: n.parents for n in drawn}, side)
     step_x, step_y = _WIDTH + _GAP_X, _HEIGHT + _GAP_Y
     at = {
         name: (10 + place.column * step_x, 50 + place.layer * step_y)

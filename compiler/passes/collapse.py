@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from compiler.rewrite import Operand, Result, Rules, Site
 
@@ -216,7 +215,7 @@ def _as_kernel(product: Product, factor: Any) -> Any:
 def _result(product: Product) -> list[Result]:
     value = product.emit(product.kernel)
     if product.bias is not None:
-        value = lax.add(value, jnp.broadcast_to(product.bias, value.shape))
+        value = value + product.bias
     return [Result(value, product)]
 
 

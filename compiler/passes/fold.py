@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING, Any
 
 from compiler import jaxprs
-from compiler.binding import cut, dependencies
+from compiler.binding import cut, dependencies, digests
 from compiler.graph import Graph, evaluate, nbytes, needed, required
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.collapse import COLLAPSE
 from compiler.passes.hoist import HOIST
 from compiler.rewrite import Event, Events, Walk, early_sites
+
+if TYPE_CHECKING:
+    from compiler.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +32,28 @@ class Fold(Pass):
     The result computes the same function up to rounding. Weights that are not
     needed any more are gone.
 
+    Attributes:
+        allowed: digests of the computations whose results may be kept; found by
+            `decide`.
+
     Jones, Gomard & Sestoft, "Partial Evaluation and Automatic Program
     Generation", 1993 (binding times).
     """
 
+    allowed: frozenset[str] | None = dataclasses.field(default=None, repr=False)
+
+    def decide(self, program: Program) -> Pass:
+        """Allows to keep only what is the same for inputs of every shape.
+
+        A value that depends on the batch size would fit one batch size only.
+        """
+        graphs = [program.graph, *program.variants]
+        found = [_computations(graph) for graph in graphs]
+        return dataclasses.replace(self, allowed=frozenset.intersection(*found))
+
     def rewrite(self, graph: Graph) -> Rewrite:
         """Splits the graph into what is computed once and what remains."""
-        known = [i < len(graph.leaves) for i in range(len(graph.jaxpr.jaxpr.invars))]
-        jaxpr, kept, events = _early(graph.jaxpr, known)
+        jaxpr, kept, events = _early(graph, self.allowed)
         leaf_vars = jaxpr.jaxpr.invars[: len(graph.leaves)]
         if kept == list(leaf_vars):
             return Rewrite(dataclasses.replace(graph, jaxpr=jaxpr), None, events)
@@ -71,8 +88,18 @@ def fold() -> Fold:
     return Fold()
 
 
+def _known(graph: Graph) -> list[bool]:
+    return [i < len(graph.leaves) for i in range(len(graph.jaxpr.jaxpr.invars))]
+
+
+def _computations(graph: Graph) -> frozenset[str]:
+    """The digests of all that can be computed from the leaves, once rewritten."""
+    jaxpr, _, _ = _early(graph, None)
+    return frozenset(digests(jaxpr, _known(graph)).values())
+
+
 def _early(
-    jaxpr: jaxprs.Jaxpr, known: Sequence[bool]
+    graph: Graph, allowed: Set[str] | None
 ) -> tuple[jaxprs.Jaxpr, list[Any], Events]:
     """Rewrites the equations and chooses the variables to compute once.
 
@@ -80,11 +107,11 @@ def _early(
     it is not (it would be larger than what it came from), the rule is refused and
     the walk done again.
     """
-    refused: set[int] = set()
+    known, refused = _known(graph), set[int]()
     while True:
         walk = Walk(COLLAPSE | HOIST, refused)
-        new = walk.rewrite(jaxpr, known)
-        kept = cut(new, known)
+        new = walk.rewrite(graph.jaxpr, known)
+        kept = cut(new, known, allowed)
         needs = required(new, set(kept))
         leaves = [v for v, k in zip(new.jaxpr.invars, known, strict=True) if k]
         kept += [v for v in leaves if v in needs and not jaxprs.is_array(v)]

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from compiler import jaxprs
 from compiler.errors import NonFiniteWeightsError, UnknownPathError
-from compiler.graph import Graph, Leaf, nbytes
+from compiler.graph import Graph, Leaf, is_abstract, nbytes
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.quantize.sites import Use, weight_uses
 from compiler.rewrite import Event, Events
@@ -63,7 +64,7 @@ class QuantizeWeights(Pass):
         _check_globs(self.skip, program.graph.paths)
         chosen = self._chosen(program.graph, Events())
         for leaf, value in zip(program.graph.leaves, program.values, strict=True):
-            if leaf.path in chosen and hasattr(value, "sharding"):
+            if leaf.path in chosen and not is_abstract(value):
                 bad = int(jnp.size(value) - jnp.isfinite(value).sum())
                 if bad:
                     raise NonFiniteWeightsError(
@@ -94,7 +95,9 @@ class QuantizeWeights(Pass):
         def function(*arguments: Any) -> list[Any]:
             rest = iter(arguments[: len(names)])
             leaves = [
-                _dequantize(next(rest), next(rest)) if path in chosen else next(rest)
+                _dequantize(path, next(rest), next(rest))
+                if path in chosen
+                else next(rest)
                 for path in graph.paths
             ]
             return graph.evaluate(leaves, arguments[len(names) :])
@@ -161,13 +164,12 @@ def _quantize(value: Any, axes: tuple[int, ...], dtype: str) -> list[Any]:
     return [scale.astype(value.dtype), values]
 
 
-def _dequantize(scale: Any, values: Any) -> Any:
-    return values.astype(scale.dtype) * scale
+def _dequantize(path: str, scale: Any, values: Any) -> Any:
+    with jax.named_scope(path):
+        return values.astype(scale.dtype) * scale
 
 
 def _specs(leaf: Leaf, axes: tuple[int, ...] | None, dtype: str) -> list[Any]:
-    import jax
-
     if axes is None:
         return [leaf.spec]
     shape = [1 if i in axes else n for i, n in enumerate(leaf.spec.shape)]

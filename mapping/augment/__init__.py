@@ -1,0 +1,3 @@
+"""Augmentations: mappings that change examples at random in training."""
+
+from mapping.augment.shift import RandomShift as RandomShift
