@@ -138,13 +138,17 @@ class Site:
         return Event(where, text, jaxprs.source(self.equation))
 
 
-_EARLY = "early-"
+_EARLY = "mapping.early-"
 
 
 def early_sites(jaxpr: jaxprs.Jaxpr) -> set[int]:
     """The numbers of the sites whose early work a jaxpr still does at every call."""
     scopes = (jaxprs.scope(equation) for equation, _ in jaxprs.nested(jaxpr))
-    return {int(n) for scope in scopes for n in re.findall(_EARLY + r"(\d+)", scope)}
+    return {
+        int(n)
+        for scope in scopes
+        for n in re.findall(re.escape(_EARLY) + r"(\d+)", scope)
+    }
 
 
 Rule = Callable[..., Sequence[Any] | None]

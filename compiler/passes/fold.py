@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Container, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from compiler import jaxprs
@@ -40,7 +40,9 @@ class Fold(Pass):
     Generation", 1993 (binding times).
     """
 
-    allowed: frozenset[str] | None = dataclasses.field(default=None, repr=False)
+    allowed: frozenset[str] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
 
     def decide(self, program: Program) -> Pass:
         """Allows to keep only what is the same for inputs of every shape.
@@ -57,7 +59,8 @@ class Fold(Pass):
         leaf_vars = jaxpr.jaxpr.invars[: len(graph.leaves)]
         if kept == list(leaf_vars):
             return Rewrite(dataclasses.replace(graph, jaxpr=jaxpr), None, events)
-        names = _names(jaxpr, graph, kept)
+        named = _named(jaxpr, graph, kept)
+        names, kept = list(named), list(named.values())
         _record(names, graph, leaf_vars, kept, events)
 
         def prepare(leaves: Sequence[Any]) -> list[Any]:
@@ -117,37 +120,37 @@ def _early(
         kept += [v for v in leaves if v in needs and not jaxprs.is_array(v)]
         left = needed(new, new.jaxpr.outvars, set(kept), effects=True)
         useless = early_sites(jaxprs.with_equations(new, left))
-        if not useless:
+        if useless <= refused:
             return new, kept, walk.events
         refused |= useless
 
 
-def _names(jaxpr: jaxprs.Jaxpr, graph: Graph, kept: Sequence[Any]) -> list[str]:
-    """Names each new leaf after the largest leaf it was computed from."""
+def _named(jaxpr: jaxprs.Jaxpr, graph: Graph, kept: Sequence[Any]) -> dict[str, Any]:
+    """Names each new leaf after the largest leaf it was computed from.
+
+    The new leaves stand in the order of the leaves they are named after.
+    """
     leaf_vars = jaxpr.jaxpr.invars[: len(graph.leaves)]
+    place = {leaf: i for i, leaf in enumerate(leaf_vars)}
     parents, _ = dependencies(jaxpr, leaf_vars)
     roots: dict[Any, frozenset[int]] = {}
     for var, inputs in parents.items():
-        own = (
-            {i for i, leaf in enumerate(leaf_vars) if leaf is var} if not inputs else ()
-        )
+        own = (place[var],) if var in place else ()
         roots[var] = frozenset(own).union(*(roots[u] for u in inputs))
-    unchanged = {v: graph.paths[i] for i, v in enumerate(leaf_vars)}
-    taken = {unchanged[v] for v in kept if v in unchanged}
-    names = []
+    named = {graph.paths[place[v]]: (place[v], v) for v in kept if v in place}
     for var in kept:
-        if var in unchanged:
-            names.append(unchanged[var])
-            continue
-        ranked = sorted(roots[var], key=lambda i: (-graph.leaves[i].bytes, i))
-        free = [p for p in map(graph.paths.__getitem__, ranked) if p not in taken]
-        name = free[0] if free else _numbered(graph.paths[ranked[0]], taken)
-        taken.add(name)
-        names.append(name)
-    return names
+        if var not in place:
+            ranked = sorted(roots[var], key=lambda i: (-graph.leaves[i].bytes, i))
+            free = [i for i in ranked if graph.paths[i] not in named]
+            root = (free or ranked)[0]
+            named[_numbered(graph.paths[root], named)] = (root, var)
+    ordered = sorted(named.items(), key=lambda item: item[1][0])
+    return {name: var for name, (_, var) in ordered}
 
 
-def _numbered(path: str, taken: set[str]) -> str:
+def _numbered(path: str, taken: Container[str]) -> str:
+    if path not in taken:
+        return path
     number = 2
     while f"{path}_{number}" in taken:
         number += 1

@@ -1,0 +1,229 @@
+"""The walk: rules reach everywhere, and what has no rule is left as it was."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from zoo import ZOO, normal, relative_error
+
+import compiler as mc
+from compiler.errors import RuleError
+from compiler.rewrite import Rules, Walk
+
+SINE_TO_COSINE = Rules()
+
+
+@SINE_TO_COSINE.on("sin")
+def cosine(site, x):
+    site.fired("sin -> cos")
+    return [jnp.cos(x.value)]
+
+
+def rewritten(rules, function, *inputs):
+    jaxpr = jax.make_jaxpr(function)(*inputs)
+    walk = Walk(rules)
+    new = walk.rewrite(jaxpr, [False] * len(inputs))
+    return (lambda *xs: jax.core.eval_jaxpr(new.jaxpr, new.consts, *xs)), walk.events
+
+
+def test_without_rules_the_walk_returns_the_very_same_graph(case):
+    function, variables, inputs = case
+    graph = mc.trace(function, variables, *inputs).graph
+    known = [False] * len(graph.jaxpr.jaxpr.invars)
+    assert Walk(Rules()).rewrite(graph.jaxpr, known) is graph.jaxpr
+
+
+X = normal(3, 4)
+
+
+def in_scan(f):
+    return lambda x: jax.lax.scan(lambda c, xi: (f(c) + xi, f(xi)), x[0], x)
+
+
+def in_while(f):
+    step = lambda c: (c[0] + 1, f(c[1]))  # noqa: E731
+    return lambda x: jax.lax.while_loop(lambda c: c[0] < 3, step, (0, x))
+
+
+def in_condition(f):
+    going = lambda c: (f(c[1]) > 0.9).any() & (c[0] < 5)  # noqa: E731
+    return lambda x: jax.lax.while_loop(going, lambda c: (c[0] + 1, c[1] * 0.5), (0, x))
+
+
+def in_cond(f):
+    return lambda x: jax.lax.cond(x.sum() > 0, f, lambda x: -f(x), x)
+
+
+def in_switch(f):
+    return lambda x: jax.lax.switch(1, [jnp.exp, f, jnp.tanh], x)
+
+
+def in_remat(f):
+    return jax.checkpoint(lambda x: f(x * 2.0))
+
+
+def in_jit(f):
+    return jax.jit(lambda x: f(x) + 1.0)
+
+
+def in_custom_jvp(f):
+    @jax.custom_jvp
+    def g(x):
+        return f(x)
+
+    g.defjvp(lambda p, t: (g(*p), 5.0 * t[0]))
+    return g
+
+
+def in_custom_vjp(f):
+    @jax.custom_vjp
+    def g(x):
+        return f(x)
+
+    g.defvjp(lambda x: (g(x), None), lambda _, t: (3.0 * t,))
+    return g
+
+
+def nested(f):
+    return in_scan(lambda x: in_cond(in_remat(f))(in_jit(f)(x)))
+
+
+PLACES = [
+    in_scan, in_while, in_condition, in_cond, in_switch, in_remat, in_jit,
+    in_custom_jvp, in_custom_vjp, nested,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_a_rule_fires_inside(place):
+    got, events = rewritten(SINE_TO_COSINE, place(jnp.sin), X)
+    want = jax.tree.leaves(place(jnp.cos)(X))
+    assert events.fired
+    assert relative_error(got(X), want) < 1e-6
+    assert relative_error(jax.jit(got)(X), want) < 1e-6
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_applied_twice_a_rule_finds_nothing_left(place):
+    got, _ = rewritten(SINE_TO_COSINE, place(jnp.sin), X)
+    _, again = rewritten(SINE_TO_COSINE, got, X)
+    assert not again.fired
+
+
+@pytest.mark.parametrize(
+    ("place", "slope"), [(in_custom_jvp, 5.0), (in_custom_vjp, 3.0)]
+)
+def test_custom_derivatives_survive_a_rewrite_of_their_primal(place, slope):
+    got, events = rewritten(SINE_TO_COSINE, place(jnp.sin), X)
+    assert events.fired
+    gradient = jax.grad(lambda x: got(x)[0].sum())(X)
+    assert gradient.tolist() == jnp.full_like(X, slope).tolist()
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad, jax.linearize])
+def test_a_rewritten_function_takes_every_transformation(transform):
+    got, _ = rewritten(SINE_TO_COSINE, nested(jnp.sin), X)
+    batch = normal(2, 3, 4, seed=3)
+    if transform is jax.vmap:
+        assert (
+            relative_error(jax.vmap(got)(batch), jax.vmap(nested(jnp.cos))(batch))
+            < 1e-6
+        )
+    elif transform is jax.grad:
+        total = lambda f: lambda x: sum(y.sum() for y in jax.tree.leaves(f(x)))  # noqa: E731
+        want = jax.grad(total(nested(jnp.cos)))(X)
+        assert relative_error(jax.grad(total(got))(X), want) < 1e-6
+    elif transform is jax.linearize:
+        want = jax.jvp(nested(jnp.cos), (X,), (X,))[1]
+        assert relative_error(jax.linearize(got, X)[1](X), want) < 1e-6
+    else:
+        assert relative_error(jax.jit(got)(X), nested(jnp.cos)(X)) < 1e-6
+
+
+def test_rules_are_asked_in_order_and_may_decline():
+    first = Rules()
+    asked = []
+
+    @first.on("sin")
+    def decline(site, x):
+        asked.append("first")
+
+    got, events = rewritten(first | SINE_TO_COSINE, jnp.sin, X)
+    assert asked == ["first"]
+    assert len(events.fired) == 1
+    assert relative_error(got(X), [jnp.cos(X)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (lambda x: [x.value[0]], r"expected float32\[3, 4\], got float32\[4\]"),
+        (lambda x: [x.value, x.value], "expected 1 outputs, got 2"),
+        (lambda x: [x.value.astype(jnp.bfloat16)], "got bfloat16"),
+    ],
+)
+def test_a_rule_that_returns_something_else_is_told_so(result, said):
+    rules = Rules()
+
+    @rules.on("sin")
+    def wrong(site, x):
+        return result(x)
+
+    with pytest.raises(RuleError, match=said):
+        rewritten(rules, jnp.sin, X)
+
+
+def test_known_follows_the_weights_and_not_the_inputs():
+    seen = {}
+    rules = Rules()
+
+    @rules.on("sin", "cos", "tan")
+    def watch(site, x):
+        seen[site.equation.primitive.name] = x.known
+
+    def function(w, x):
+        def step(carry, slices):
+            kernel, row = slices
+            return jnp.tan(carry), jnp.sin(kernel) + jnp.cos(row)
+
+        return jax.lax.scan(step, w[0], (w, x))
+
+    jaxpr = jax.make_jaxpr(function)(X, X)
+    Walk(rules).rewrite(jaxpr, [True, False])
+    assert seen == {"sin": True, "cos": False, "tan": False}
+
+
+def test_effects_and_their_order_are_kept(capfd):
+    def function(x):
+        jax.debug.print("one {}", x[0, 0], ordered=True)
+        y = jnp.sin(x)
+        jax.debug.print("two", ordered=True)
+        return y
+
+    jaxpr = jax.make_jaxpr(function)(X)
+    walk = Walk(SINE_TO_COSINE)
+    new = walk.rewrite(jaxpr, [False])
+    assert [e.primitive.name for e in new.eqns].count("debug_print") == 2 or (
+        sum("callback" in e.primitive.name for e in new.eqns) == 2
+    )
+    jax.core.eval_jaxpr(new.jaxpr, new.consts, X)
+    jax.effects_barrier()
+    printed = capfd.readouterr().out
+    assert printed.index("one") < printed.index("two")
+
+
+def test_random_numbers_stay_the_same():
+    def function(key, x):
+        return jnp.sin(x) + jax.random.normal(key, x.shape)
+
+    key = jax.random.key(3)
+    jaxpr = jax.make_jaxpr(function)(key, X)
+    new = Walk(SINE_TO_COSINE).rewrite(jaxpr, [False, False])
+    got = jax.core.eval_jaxpr(new.jaxpr, new.consts, key, X)[0]
+    assert relative_error(got, jnp.cos(X) + jax.random.normal(key, X.shape)) < 1e-6
+
+
+def test_every_function_of_the_zoo_keeps_its_scopes():
+    function, variables, inputs = ZOO["linen conv net"]()
+    program = mc.trace(function, variables, *inputs) >> mc.fold()
+    scopes = {str(e.source_info.name_stack) for e in program.graph.jaxpr.eqns}
+    assert {"LinenConvNet/Conv_0", "LinenConvNet/Dense_0"} <= scopes
