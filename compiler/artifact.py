@@ -21,9 +21,9 @@ import safetensors.numpy
 from jax import export
 
 from compiler import jaxprs, sealed
-from compiler.errors import ArtifactError, CompilerError, TraceError
+from compiler.errors import ArtifactError, TraceError
 from compiler.graph import Graph, Leaf, Packing, is_abstract
-from compiler.program import Program
+from compiler.program import Extent, Program, replace_extents
 from mapping.core import describe
 
 _PROGRAM, _VARIABLES, _CARD = (
@@ -53,9 +53,10 @@ _NATIVE = frozenset(
 def save(program: Program, path: str | Path, *, vjp_order: int = 0) -> Path:
     """Writes a program to a folder that `load` runs in any process.
 
-    It is exported for every batch size (the leading axis of the inputs) where the
-    function allows it, else for the sample's shapes; and for CPU, GPU and TPU where
-    every operation exists on all three, else for this machine's platform.
+    It is exported for every batch size, and every other extent of the inputs that
+    the function allows to vary (a warning says so where the batch is fixed); and
+    for CPU, GPU and TPU where every operation exists on all three, else for this
+    machine's platform.
 
     Args:
         program: what is saved.
@@ -73,7 +74,7 @@ def save(program: Program, path: str | Path, *, vjp_order: int = 0) -> Path:
     >>> loaded(jnp.ones((3, 2))).tolist()
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    exported, batch = _export(program)
+    exported, general = _export(program)
     leaves = program.graph.leaves
     arrays = {
         leaf.path: _storable(leaf.path, value)
@@ -85,7 +86,7 @@ def save(program: Program, path: str | Path, *, vjp_order: int = 0) -> Path:
         "in_tree": _write_tree(program.graph.in_tree),
         "out_tree": _write_tree(program.graph.out_tree),
         "bundled": program.graph.packing.bundled,
-        "batch": batch,
+        "general": general,
         "platforms": list(exported.platforms),
         "recipe": [str(step) for step in program.recipe],
         "jax": jax.__version__,
@@ -107,9 +108,19 @@ def load(path: str | Path) -> Program:
 
     A hash tells damage, not intent: load only what you would also run.
 
+    Args:
+        path: the folder.
+
     Raises:
         ArtifactError: if the folder is damaged, incomplete, from a JAX this one
             cannot read, or not a saved program.
+
+    >>> import compiler as mc
+    >>> mc.load("nowhere")
+    Traceback (most recent call last):
+    ...
+    compiler.errors.ArtifactError: nowhere: expected a folder written by save, got: No
+    such file or directory.
     """
     files = sealed.read(path)
     if missing := {_PROGRAM, _VARIABLES, _CARD} - files.keys():
@@ -172,28 +183,38 @@ class Exported:
         return Graph(jaxpr, self.leaves, packing, in_tree, self.out_tree)
 
 
-def _export(program: Program) -> tuple[export.Exported, str]:
-    """Exports for any batch and platform; gives up what does not work."""
+def _export(program: Program) -> tuple[export.Exported, list[list[Any]]]:
+    """Exports for any extents and any platform; gives up, in turn, what fails.
+
+    Returns:
+        The exported function, and the extents of the sample it is general in.
+    """
+    free = list(program.variants)
     errors = []
-    for shapes, batch in ((_any_batch, "any"), (list, "fixed")):
+    for general in (free, [e for e in free if e.leading], []):
         for platforms in (_PLATFORMS, None):
             try:
-                specs = shapes(program.graph.inputs)
+                specs = _symbolic(program.graph.inputs, general)
                 exported = _export_for(program, specs, platforms)
             except Exception as error:
                 errors.append(error)
                 continue
-            if batch == "fixed":
-                warnings.warn(
-                    f"saved for inputs {describe(program.graph.inputs)} only: for any "
-                    f"batch size, {type(errors[0]).__name__}: {errors[0]}",
-                    stacklevel=3,
-                )
-            return exported, batch
+            if not any(extent.leading for extent in general):
+                _warn_of_fixed_batch(program, errors)
+            return exported, list(map(list, general))
     raise ArtifactError(
         f"the program cannot be exported: {type(errors[-1]).__name__}: {errors[-1]}. "
         "Remove what calls back into Python (jax.debug.print, pure_callback)."
     ) from errors[-1]
+
+
+def _warn_of_fixed_batch(program: Program, errors: list[Exception]) -> None:
+    why = f": {type(errors[0]).__name__}: {errors[0]}" if errors else ""
+    warnings.warn(
+        f"saved for the batch size of {describe(program.graph.inputs)} only; the "
+        f"function does not take another{why}",
+        stacklevel=4,
+    )
 
 
 def _export_for(
@@ -210,16 +231,15 @@ def _export_for(
     return export.export(jax.jit(flat), platforms=platforms)(leaves, list(specs))
 
 
-def _any_batch(inputs: Sequence[jax.ShapeDtypeStruct]) -> list[jax.ShapeDtypeStruct]:
-    """The inputs with one symbol for the leading axis they share."""
-    leading = [spec.shape[0] for spec in inputs if spec.shape]
-    if len(set(leading)) != 1:
-        raise CompilerError("the inputs share no leading axis")
-    (symbol,) = export.symbolic_shape("batch")
-    return [
-        jax.ShapeDtypeStruct((symbol, *s.shape[1:]) if s.shape else (), s.dtype)
-        for s in inputs
-    ]
+def _symbolic(
+    inputs: Sequence[jax.ShapeDtypeStruct], general: Sequence[Extent]
+) -> list[jax.ShapeDtypeStruct]:
+    """The inputs with a symbol for each extent the export is to be general in."""
+    if not general:
+        return list(inputs)
+    names = ["batch" if e.leading else f"n{e.size}" for e in general]
+    symbols = export.symbolic_shape(", ".join(names))
+    return replace_extents(inputs, dict(zip(general, symbols, strict=True)))
 
 
 def _storable(path: str, value: Any) -> np.ndarray:
@@ -230,7 +250,7 @@ def _storable(path: str, value: Any) -> np.ndarray:
         raise ArtifactError(
             f"{path}: is a random key. Pass the key as an input of the function."
         )
-    array = np.ascontiguousarray(value)
+    array = np.array(value, order="C")
     if str(array.dtype) in _NATIVE:
         return array
     if array.dtype.itemsize == 1:

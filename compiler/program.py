@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Dict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -25,6 +26,18 @@ class Traceable(Protocol):
     def graph(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
         """The original graph for inputs of these shapes."""
         ...
+
+
+class Extent(NamedTuple):
+    """The length of some axes of the inputs that vary together.
+
+    Attributes:
+        size: in the sample.
+        leading: whether it is that of the leading axes (the batch), or of others.
+    """
+
+    size: int
+    leading: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,16 +173,17 @@ class Program(Mapping, by_identity=True):
         return known[key]
 
     @functools.cached_property
-    def variants(self) -> tuple[Graph, ...]:
-        """The same program for inputs of other extents, each that it allows in turn.
+    def variants(self) -> dict[Extent, Graph]:
+        """The program for inputs with one extent larger, for each that it allows.
 
         What a pass decides should hold for all of them.
         """
-        graphs = []
-        for specs in _perturbed(self.graph.inputs):
+        graphs = {}
+        for extent in extents(self.graph.inputs):
+            grown = replace_extents(self.graph.inputs, {extent: extent.size + 1})
             with contextlib.suppress(InputMismatchError):
-                graphs.append(self.specialise(specs))
-        return tuple(graphs)
+                graphs[extent] = self.specialise(grown)
+        return graphs
 
     def rewritten(self, step: Pass) -> Program:
         """Applies one pass: decides, rewrites, verifies, prepares the leaves.
@@ -240,25 +254,25 @@ def _prepared(
     return tuple(jax.jit(prepare)(list(values)))
 
 
-def _perturbed(
-    inputs: Sequence[jax.ShapeDtypeStruct],
-) -> list[list[jax.ShapeDtypeStruct]]:
-    """The inputs with one extent larger by one: the batch, then each other extent."""
-    batch = {spec.shape[0] for spec in inputs if spec.shape}
-    rest = {n for spec in inputs for n in spec.shape[1:]}
-    variants = [_grown(inputs, n, slice(0, 1)) for n in batch if len(batch) == 1]
-    return variants + [_grown(inputs, n, slice(1, None)) for n in sorted(rest, key=str)]
+def extents(inputs: Sequence[jax.ShapeDtypeStruct]) -> list[Extent]:
+    """The extents of inputs: the batch they share, then each other one."""
+    leading = {spec.shape[0] for spec in inputs if spec.shape}
+    rest = sorted({n for spec in inputs for n in spec.shape[1:]})
+    batch = [Extent(n, True) for n in leading if len(leading) == 1]
+    return batch + [Extent(n, False) for n in rest]
 
 
-def _grown(
-    inputs: Sequence[jax.ShapeDtypeStruct], extent: int, axes: slice
+def replace_extents(
+    inputs: Sequence[jax.ShapeDtypeStruct], new: Dict[Extent, Any]
 ) -> list[jax.ShapeDtypeStruct]:
-    grown = []
-    for spec in inputs:
-        shape = list(spec.shape)
-        shape[axes] = [n + 1 if n == extent else n for n in shape[axes]]
-        grown.append(jax.ShapeDtypeStruct(tuple(shape), spec.dtype))
-    return grown
+    """The inputs with some extents replaced, by numbers or by symbols."""
+    return [
+        jax.ShapeDtypeStruct(
+            tuple(new.get(Extent(n, i == 0), n) for i, n in enumerate(spec.shape)),
+            spec.dtype,
+        )
+        for spec in inputs
+    ]
 
 
 def _shapes(specs: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any, ...]:

@@ -136,13 +136,16 @@ def _read_file(folder: int, name: str, limit: int) -> bytes:
         file = os.open(name, flags, dir_fd=folder)
     except OSError as error:
         raise ArtifactError(f"{name}: {error.strerror}") from error
-    with os.fdopen(file, "rb") as opened:
+    try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise ArtifactError(f"{name}: is not a regular file")
         if status.st_size > limit:
             raise ArtifactError(f"{name}: is larger than the manifest says")
-        return opened.read(limit + 1)
+        with os.fdopen(file, "rb", closefd=False) as opened:
+            return opened.read(limit + 1)
+    finally:
+        os.close(file)
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -157,10 +160,16 @@ def _swap(fresh: Path, path: Path) -> None:
     if not path.exists():
         fresh.rename(path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    path.rename(old / path.name)
-    fresh.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    try:
+        path.rename(aside / path.name)
+        try:
+            fresh.rename(path)
+        except OSError:
+            (aside / path.name).rename(path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,6 +122,7 @@ def trace(function: Any, variables: Any, *inputs: Any) -> Program:
     fixed = tuple(_ARRAY if _is_array(value) else value for _, value in found)
     arrays = [(path, value) for path, value in found if _is_array(value)]
     leaves = tuple(Leaf(path_string(p) or "variables", spec_of(v)) for p, v in arrays)
+    _check_distinct([leaf.path for leaf in leaves])
     flat, in_tree = jax.tree.flatten(inputs)
     specs = [spec_of(x) for x in flat]
     source = Source(function, tree, fixed, leaves)
@@ -142,6 +144,15 @@ def spec_of(value: Any) -> jax.ShapeDtypeStruct:
 
 def _infer(mapping: Mapping, variables: Variables, *inputs: Any) -> Any:
     return mapping.apply(variables, *inputs, ctx=Context())[0]
+
+
+def _check_distinct(paths: list[str]) -> None:
+    twice = sorted(path for path, count in Counter(paths).items() if count > 1)
+    if twice:
+        raise TraceError(
+            f"{twice[0]}: expected a path of its own for each leaf, two leaves have "
+            "this one (a key holds a /). Rename the key."
+        )
 
 
 def _is_array(value: Any) -> bool:

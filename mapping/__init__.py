@@ -9,7 +9,7 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapping.combinators import Lift as Lift
 from mapping.combinators import Serial as Serial
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _SUBMODULES = ("augment", "data", "errors", "layers", "losses", "metrics", "train")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports a submodule when it is first used: a server needs no layers."""
     if name in _SUBMODULES:
         return importlib.import_module(f"mapping.{name}")

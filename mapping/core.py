@@ -122,6 +122,12 @@ class Context:
         train: whether statistics are gathered and units dropped. Static: an
             inference graph contains no trace of training.
         path: names from the root to here. Static.
+
+    >>> ctx = Context(key=jax.random.key(0), train=True).child("encoder").child("drop")
+    >>> ctx.where
+    'encoder/drop'
+    >>> bool(ctx.rng() == ctx.rng())
+    True
     """
 
     key: jax.Array | None = None

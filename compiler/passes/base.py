@@ -28,6 +28,14 @@ class Rewrite:
         graph: the new graph.
         prepare: its leaves, from the old ones; None where they are the same.
         events: what fired, and what was skipped and why.
+
+    >>> import jax.numpy as jnp, compiler as mc
+    >>> class Nothing(Pass):
+    ...     def rewrite(self, graph):
+    ...         return Rewrite(graph)
+    >>> program = mc.trace(lambda w, x: x @ w, jnp.eye(2), jnp.ones((1, 2)))
+    >>> Nothing()(program).graph is program.graph
+    True
     """
 
     graph: Graph

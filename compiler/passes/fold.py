@@ -36,6 +36,9 @@ class Fold(Pass):
         allowed: digests of the computations whose results may be kept; found by
             `decide`.
 
+    >>> Fold() == fold()
+    True
+
     Jones, Gomard & Sestoft, "Partial Evaluation and Automatic Program
     Generation", 1993 (binding times).
     """
@@ -49,7 +52,7 @@ class Fold(Pass):
 
         A value that depends on the batch size would fit one batch size only.
         """
-        graphs = [program.graph, *program.variants]
+        graphs = [program.graph, *program.variants.values()]
         found = [_computations(graph) for graph in graphs]
         return dataclasses.replace(self, allowed=frozenset.intersection(*found))
 

@@ -13,6 +13,7 @@ import jax
 
 from mapping.core import Context, Mapping, State, Variables, describe
 from mapping.errors import MissingKeyError, MissingVariablesError, ShapeMismatchError
+from mapping.foreign import lenient_promotion
 
 _TRAIN_FLAGS = ("train", "training", "is_training")
 _INFERENCE_FLAGS = ("deterministic", "use_running_average", "inference")
@@ -50,7 +51,8 @@ class LinenLayer(Mapping):
 
         specs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), specs)
         try:
-            collections = dict(module.lazy_init(key, *specs, **flags))
+            with lenient_promotion():
+                collections = dict(module.lazy_init(key, *specs, **flags))
         except (TypeError, ValueError, IndexError) as error:
             raise ShapeMismatchError(
                 f"({self.kind}): cannot be initialised for {describe(specs)}: "
@@ -74,7 +76,7 @@ class LinenLayer(Mapping):
             **_mode(module, ctx.train),
         )
         try:
-            with nn.override_named_call(type(self) is Linen):
+            with nn.override_named_call(type(self) is Linen), lenient_promotion():
                 result = run()
         except _MISSING as error:
             raise MissingVariablesError(

@@ -11,6 +11,7 @@ import jax
 
 from mapping.core import Context, Mapping, State, Variables, describe
 from mapping.errors import ShapeMismatchError
+from mapping.foreign import lenient_promotion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class _Pool(Mapping):
             )
         strides = self.strides or self.window
         pool = type(self).summarise
-        return pool(x, self.window, strides, self.padding), variables.state
+        with lenient_promotion():
+            return pool(x, self.window, strides, self.padding), variables.state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mapping.core import Context, Mapping, State, Variables, fold_name
+from mapping.foreign import lenient_promotion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,10 @@ class TrainStep(Mapping):
 
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, state), grads = gradient(now["params"])
-        updates, moments = self.optimizer.update(grads, now["optimizer"], now["params"])
+        with lenient_promotion():
+            updates, moments = self.optimizer.update(
+                grads, now["optimizer"], now["params"]
+            )
         return {"loss": loss}, {
             "params": optax.apply_updates(now["params"], updates),
             "state": state,

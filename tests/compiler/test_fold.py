@@ -80,13 +80,12 @@ def test_other_batch_sizes_are_folded_by_the_same_recipe(case):
     function, variables, inputs = case
     program = mc.trace(function, variables, *inputs)
     folded = program >> mc.fold()
-    for program_variant in program.variants:
-        specs = program_variant.inputs
+    for variant in program.variants.values():
         other = [
             normal(*s.shape, seed=5).astype(s.dtype)
             if jnp.issubdtype(s.dtype, jnp.floating)
             else jnp.zeros(s.shape, s.dtype)
-            for s in specs
+            for s in variant.inputs
         ]
         assert relative_error(folded(*other), program(*other)) < TOLERANCE
 
