@@ -191,7 +191,8 @@ def _export(program: Program) -> tuple[export.Exported, list[list[Any]]]:
     """
     free = list(program.variants)
     errors = []
-    for general in (free, [e for e in free if e.leading], []):
+    batch, rest = ([e for e in free if e.leading is flag] for flag in (True, False))
+    for general in (free, batch, rest, []):
         for platforms in (_PLATFORMS, None):
             try:
                 specs = _symbolic(program.graph.inputs, general)
@@ -209,10 +210,12 @@ def _export(program: Program) -> tuple[export.Exported, list[list[Any]]]:
 
 
 def _warn_of_fixed_batch(program: Program, errors: list[Exception]) -> None:
-    why = f": {type(errors[0]).__name__}: {errors[0]}" if errors else ""
+    """Tells why; whoever loads the program will meet it."""
+    why = "the function takes no other"
+    if any(extent.leading for extent in program.variants) and errors:
+        why = f"{type(errors[0]).__name__}: {errors[0]}"
     warnings.warn(
-        f"saved for the batch size of {describe(program.graph.inputs)} only; the "
-        f"function does not take another{why}",
+        f"saved for the batch size of {describe(program.graph.inputs)} only: {why}",
         stacklevel=4,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
@@ -238,19 +238,33 @@ def drop_dead(jaxpr: jaxprs.Jaxpr) -> jaxprs.Jaxpr:
 
 
 def nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Builds a nested dict from paths.
+    """Builds a nested dict from paths; `leaf_paths` gives them back.
 
-    >>> nest({"dense/kernel": 1, "dense/bias": 2})
-    {'dense': {'kernel': 1, 'bias': 2}}
+    Where one path goes on from another leaf, the rest of it is one key.
+
+    >>> nest({"dense/kernel": 1, "dense/bias": 2, "dense/kernel/scale": 3})
+    {'dense': {'kernel': 1, 'bias': 2, 'kernel/scale': 3}}
     """
     tree: dict[str, Any] = {}
-    for path, value in values.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
+    for path in sorted(values, key=lambda path: path.count("/")):
+        node, names = tree, path.split("/")
+        while len(names) > 1 and isinstance(node.get(names[0], {}), dict):
+            node = node.setdefault(names.pop(0), {})
+        node["/".join(names)] = values[path]
     return tree
+
+
+def free_path(path: str, taken: Container[str]) -> str:
+    """The path itself, or with the first number that makes it a new one.
+
+    >>> free_path("kernel", {"kernel"})
+    'kernel_2'
+    """
+    name, number = path, 1
+    while name in taken:
+        number += 1
+        name = f"{path}_{number}"
+    return name
 
 
 def is_abstract(value: Any) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from compiler import jaxprs
 from compiler.binding import cut, dependencies, digests
-from compiler.graph import Graph, evaluate, nbytes, needed, required
+from compiler.graph import Graph, evaluate, free_path, nbytes, needed, required
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.collapse import COLLAPSE
 from compiler.passes.hoist import HOIST
@@ -146,18 +146,9 @@ def _named(jaxpr: jaxprs.Jaxpr, graph: Graph, kept: Sequence[Any]) -> dict[str, 
             ranked = sorted(roots[var], key=lambda i: (-graph.leaves[i].bytes, i))
             free = [i for i in ranked if graph.paths[i] not in named]
             root = (free or ranked)[0]
-            named[_numbered(graph.paths[root], named)] = (root, var)
+            named[free_path(graph.paths[root], named)] = (root, var)
     ordered = sorted(named.items(), key=lambda item: item[1][0])
     return {name: var for name, (_, var) in ordered}
-
-
-def _numbered(path: str, taken: Container[str]) -> str:
-    if path not in taken:
-        return path
-    number = 2
-    while f"{path}_{number}" in taken:
-        number += 1
-    return f"{path}_{number}"
 
 
 def _record(

@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler import jaxprs
 from compiler.errors import NonFiniteWeightsError, UnknownPathError
-from compiler.graph import Graph, Leaf, is_abstract, nbytes
+from compiler.graph import Graph, Leaf, free_path, is_abstract, nbytes
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.quantize.sites import Use, weight_uses
 from compiler.rewrite import Event, Events
@@ -82,8 +82,9 @@ class QuantizeWeights(Pass):
             return Rewrite(graph, None, events)
         names: list[str] = []
         for path in graph.paths:
-            parts = ("scale", "values") if path in chosen else ()
-            names += [f"{path}/{part}" for part in parts] or [path]
+            parts = [f"{path}/scale", f"{path}/values"] if path in chosen else [path]
+            others = {*graph.paths, *names} - {path}
+            names += [free_path(part, others) for part in parts]
 
         def prepare(leaves: Sequence[Any]) -> list[Any]:
             new: list[Any] = []
