@@ -1,6 +1,13 @@
-"""Strictness for every test: no silent promotion, no warnings."""
+"""Strictness for every test: no silent promotion. (Warnings are errors by configuration.)
+
+Documents are tested as their readers run them, without it.
+"""
 
 import jax
+import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+@pytest.fixture(autouse=True, scope="module")
+def strict():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
