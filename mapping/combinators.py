@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from mapping.core import Context, Mapping, State, Variables, call, describe, fold_name
-from mapping.errors import MappingError, NameCollisionError, NotAMappingError
+from mapping.core import (
+    INIT_PATH,
+    Context,
+    Mapping,
+    State,
+    Variables,
+    call,
+    describe,
+    fold_name,
+    require_variables,
+)
+from mapping.errors import FieldError, NameCollisionError, NotAMappingError
 
 Step = tuple[str | None, Mapping]
 
@@ -40,6 +52,26 @@ class Lift(Mapping):
     def of(cls, function: Callable[..., Any], **options: Any) -> Lift:
         """Lifts `function` with keyword arguments fixed."""
         return cls(function, tuple(sorted(options.items())))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.function, functools.partial):
+            function = self.function
+            if function.args:
+                raise FieldError(
+                    "Lift.function: expected a named function, got a partial with "
+                    "positional arguments, which never equals itself once rebuilt. "
+                    "Fix keywords only: Lift.of(function, name=value)."
+                )
+            options = {**function.keywords, **dict(self.options)}
+            object.__setattr__(self, "function", function.func)
+            object.__setattr__(self, "options", tuple(sorted(options.items())))
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles a function by the name it is imported by."""
+        home, name = getattr(self.function, "__module__", ""), self.kind
+        found = getattr(sys.modules.get(home), name, None)
+        function = (home, name) if found is self.function else self.function
+        return _lift_again, (function, self.options)
 
     @property
     def kind(self) -> str:
@@ -93,6 +125,12 @@ class Serial(Mapping):
 
     def __post_init__(self) -> None:
         chosen = [name for name, _ in self.steps if name is not None]
+        for name in chosen:
+            if not name or "/" in name:
+                raise NameCollisionError(
+                    f"Serial: expected names without /, which joins names to paths, "
+                    f"got {name!r}. Rename the step."
+                )
         twice = sorted({name for name in chosen if chosen.count(name) > 1})
         if twice:
             raise NameCollisionError(
@@ -134,6 +172,7 @@ class Serial(Mapping):
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[Any, State]:
         """Runs the steps in order."""
+        require_variables(variables, ctx)
         new_state = dict(variables.state)
         for name, (_, step) in zip(self.names, self.steps, strict=True):
             output, state = call(name, step, variables, *inputs, ctx=ctx)
@@ -143,12 +182,23 @@ class Serial(Mapping):
         return inputs[0] if len(inputs) == 1 else inputs, new_state
 
 
+def _lift_again(function: Any, options: tuple[tuple[str, Any], ...]) -> Lift:
+    if isinstance(function, tuple):
+        function = getattr(importlib.import_module(function[0]), function[1])
+    return Lift(function, options)
+
+
 def chain(first: Any, second: Any) -> Mapping:
     """`first >> second`, flattened so that composition is associative."""
-    steps = (*_steps(as_mapping(first)), *_steps(as_mapping(second)))
-    if len(steps) == 1 and steps[0][0] is None:
-        return steps[0][1]
-    return Serial.from_steps(steps)
+    first, second = as_mapping(first), as_mapping(second)
+    if first == _IDENTITY:
+        return second
+    if second == _IDENTITY:
+        return first
+    return Serial.from_steps((*_steps(first), *_steps(second)))
+
+
+_IDENTITY = Serial()
 
 
 def as_mapping(value: Any) -> Mapping:
@@ -171,6 +221,14 @@ def as_mapping(value: Any) -> Mapping:
             f"{type(value).__name__}: expected a mapping, got another framework's "
             "module. Lift a flax.linen module with mapping.layers.Linen(module)."
         )
+    if any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(value)):
+        raise NotAMappingError(
+            f"{type(value).__name__}: expected a mapping or a function, got a module "
+            "that holds its arrays; they would be frozen. Write a mapping whose "
+            "params are its arrays, or trace it with compiler.trace."
+        )
+    if isinstance(value, functools.partial) and not value.args:
+        return Lift.of(value.func, **value.keywords)
     if callable(value):
         return Lift(value)
     raise NotAMappingError(
@@ -182,12 +240,14 @@ def _init_step(
     name: str, step: Mapping, key: jax.Array, specs: tuple[Any, ...]
 ) -> tuple[Variables, tuple[Any, ...]]:
     """Initialises one step and finds what the next one will be given."""
+    path = (*INIT_PATH.get(), name)
+    token = INIT_PATH.set(path)
     try:
         variables = step.init(key, *specs)
-    except MappingError as error:
-        raise error.within(name) from error.__cause__
-    forward = functools.partial(step.apply, ctx=Context(path=(name,)))
-    return variables, (jax.eval_shape(forward, variables, *specs)[0],)
+        forward = functools.partial(step.apply, ctx=Context(key=key, path=path))
+        return variables, (jax.eval_shape(forward, variables, *specs)[0],)
+    finally:
+        INIT_PATH.reset(token)
 
 
 def _steps(mapping: Mapping) -> tuple[Step, ...]:

@@ -13,7 +13,9 @@ does not retrace it.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping as Dict
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,10 +23,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 import numpy as np
 
-from mapping.errors import FieldError, MissingKeyError
+from mapping.errors import FieldError, MissingKeyError, MissingVariablesError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 Tree: TypeAlias = Any
 """Any JAX pytree."""
@@ -48,8 +50,27 @@ def fold_name(key: jax.Array, name: str) -> jax.Array:
     >>> bool(a == b)
     True
     """
+    require_key(key)
     digest = hashlib.sha256(name.encode()).digest()
     return jax.random.fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
+
+
+def require_key(key: Any) -> None:
+    """Refuses what is no PRNG key, such as a seed."""
+    if not hasattr(key, "dtype"):
+        raise MissingKeyError(
+            f"{initialising().where}: expected a random key, got "
+            f"{type(key).__name__} {key!r}. Pass jax.random.key({key!r})."
+        )
+
+
+def require_variables(variables: Any, ctx: Context) -> None:
+    """Refuses bare params where both params and state are wanted."""
+    if not isinstance(variables, Variables):
+        raise MissingVariablesError(
+            f"{ctx.where}: apply expects Variables(params, state), got "
+            f"{type(variables).__name__}. Wrap it, or call mapping(params, ...)."
+        )
 
 
 def leaf_paths(tree: Tree) -> dict[str, Any]:
@@ -160,7 +181,19 @@ class Context:
         return fold_name(self.key, "/".join((*self.path, name)))
 
 
-@dataclasses.dataclass(frozen=True)
+INIT_PATH: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "INIT_PATH", default=()
+)
+"""Where in a composition `init` is at work, for messages."""
+
+
+def initialising() -> Context:
+    """The context of the mapping that is being initialised."""
+    return Context(path=INIT_PATH.get())
+
+
+# Equality is what a subclass's own decorator makes it: by fields, or by identity.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Mapping:
     """A pure function, described by the values of its fields.
 
@@ -198,9 +231,10 @@ class Mapping:
         own = cls.__dict__.get("__post_init__")
         if own is not None and not by_identity:
 
+            @functools.wraps(own)
             def checked(self: Mapping) -> None:
-                own(self)
                 check_fields(self)
+                own(self)
 
             type.__setattr__(cls, "__post_init__", checked)
 
@@ -237,6 +271,11 @@ class Mapping:
 
     def __call__(self, params: Params, *inputs: Any, state: State | None = None) -> Any:
         """Computes the outputs in inference mode: exactly `f(params, *inputs)`."""
+        if isinstance(params, Variables):
+            raise MissingVariablesError(
+                f"({self.kind}): mapping(params, *inputs, state=...) expects params, "
+                "got Variables. Pass variables.params and state=variables.state."
+            )
         variables = Variables(params, {} if state is None else state)
         return self.apply(variables, *inputs, ctx=Context())[0]
 
@@ -282,29 +321,49 @@ def call(
 def check_fields(mapping: Mapping) -> None:
     """Refuses fields that have no value to be compared by."""
     for field in dataclasses.fields(mapping):
-        for value in _parts(getattr(mapping, field.name, None)):
-            where = f"{type(mapping).__name__}.{field.name}"
-            if isinstance(value, jax.Array | np.ndarray):
-                raise FieldError(
-                    f"{where}: expected a hyper-parameter, got an array "
-                    f"{describe(value)}. Create it in `init` and return it in "
-                    "Variables."
-                )
-            if getattr(value, "__name__", "") == "<lambda>":
-                raise FieldError(
-                    f"{where}: expected a named function, got a lambda, which "
-                    "never equals itself once rebuilt and would be traced again "
-                    "each time. Define it with `def` at module level."
-                )
-            if isinstance(value, list | dict | set):
-                raise FieldError(
-                    f"{where}: expected a hashable value, got a "
-                    f"{type(value).__name__}. Use a tuple."
-                )
+        value = getattr(mapping, field.name)
+        where = f"{type(mapping).__name__}.{field.name}"
+        for part in _parts(value):
+            _check_part(part, where)
+        try:
+            hash(value)
+        except TypeError as error:
+            raise FieldError(
+                f"{where}: expected a hashable value, got a {type(value).__name__} "
+                f"({error}). Use a tuple."
+            ) from error
 
 
-def _parts(value: Any) -> tuple[Any, ...]:
-    return value if type(value) is tuple else (value,)
+def _check_part(value: Any, where: str) -> None:
+    if isinstance(value, jax.Array | np.ndarray):
+        raise FieldError(
+            f"{where}: expected a hyper-parameter, got an array {describe(value)}. "
+            "Create it in `init` and return it in Variables."
+        )
+    if getattr(value, "__name__", "") == "<lambda>":
+        raise FieldError(
+            f"{where}: expected a named function, got a lambda, which never equals "
+            "itself once rebuilt and would be traced again each time. Define it with "
+            "`def` at module level."
+        )
+    if isinstance(value, list | dict | set):
+        raise FieldError(
+            f"{where}: expected a hashable value, got a {type(value).__name__}. Use a "
+            "tuple."
+        )
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A value and, in tuples and partials, what it is made of."""
+    if type(value) is tuple:
+        inside = value
+    elif isinstance(value, functools.partial):
+        inside = (value.func, *value.args, *value.keywords.values())
+    else:
+        inside = ()
+        yield value
+    for part in inside:
+        yield from _parts(part)
 
 
 def _chain(first: Any, second: Any) -> Mapping:

@@ -12,12 +12,6 @@ Python programmer would reach for.
 class MappingError(Exception):
     """Base of every error raised on purpose by `mapping`."""
 
-    def within(self, name: str) -> "MappingError":
-        """Returns the same error seen from the parent that calls the child `name`."""
-        text = str(self)
-        joint = " " if text.startswith("(") else "/"
-        return type(self)(f"{name}{joint}{text}")
-
 
 class ShapeMismatchError(MappingError, ValueError):
     """An input does not have the shape the parameters were made for."""
@@ -28,7 +22,7 @@ class MissingKeyError(MappingError, ValueError):
 
 
 class MissingVariablesError(MappingError, ValueError):
-    """A mapping was applied without the params or state it was initialised with."""
+    """A mapping was applied without the variables it was initialised with."""
 
 
 class UnknownPathError(MappingError, LookupError):
@@ -40,7 +34,7 @@ class FieldError(MappingError, TypeError):
 
 
 class NameCollisionError(MappingError, ValueError):
-    """Two steps of one composition were given the same name."""
+    """A step's name is taken, or would be read as a path."""
 
 
 class NotAMappingError(MappingError, TypeError):

@@ -11,6 +11,7 @@ import optax
 
 from mapping.core import Context, Mapping, State, Variables, describe
 from mapping.errors import FieldError, ShapeMismatchError
+from mapping.foreign import lenient_promotion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class CrossEntropy(Mapping):
 
     The target is a class number (any integer dtype, one axis fewer than the
     logits) or a distribution over classes (the logits' own shape).
+
+    A class number that there is no logit for makes the loss nan.
 
     Attributes:
         label_smoothing: share of the target spread evenly over all classes, in
@@ -44,15 +47,19 @@ class CrossEntropy(Mapping):
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[jax.Array, State]:
         """Takes (logits, target)."""
-        logits, target = inputs
+        logits, target = pair = tuple(map(jnp.asarray, inputs))
+        known = jnp.ones((), bool)
         if jnp.issubdtype(target.dtype, jnp.integer):
-            _require(target.shape == logits.shape[:-1], "class numbers", inputs, ctx)
+            _require(target.shape == logits.shape[:-1], "class numbers", pair, ctx)
+            known = jnp.all((target >= 0) & (target < logits.shape[-1]))
             target = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
-        _require(target.shape == logits.shape, "a distribution", inputs, ctx)
+        what = "integer class numbers, or a distribution over classes,"
+        _require(target.shape == logits.shape, what, pair, ctx)
         if self.label_smoothing:
             target = optax.smooth_labels(target, self.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, target)
-        return losses.mean(), variables.state
+        with lenient_promotion():
+            loss = optax.softmax_cross_entropy(logits, target).mean()
+        return jnp.where(known, loss, jnp.nan), variables.state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +76,8 @@ class MeanSquaredError(Mapping):
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[jax.Array, State]:
         """Takes (prediction, target) of one shape."""
-        prediction, target = inputs
-        _require(prediction.shape == target.shape, "a target", inputs, ctx)
+        prediction, target = pair = tuple(map(jnp.asarray, inputs))
+        _require(prediction.shape == target.shape, "a target", pair, ctx)
         return jnp.mean(jnp.square(prediction - target)), variables.state
 
 

@@ -34,9 +34,9 @@ class RandomShift(Mapping):
     reach: int = 1
 
     def __post_init__(self) -> None:
-        if self.reach < 0:
+        if type(self.reach) is not int or self.reach < 0:
             raise FieldError(
-                f"RandomShift.reach: expected pixels >= 0, got {self.reach}."
+                f"RandomShift.reach: expected whole pixels >= 0, got {self.reach!r}."
             )
 
     def apply(

@@ -9,7 +9,8 @@ import flax.linen as nn
 from jax.nn.initializers import Initializer
 
 from mapping.core import Context, State, Variables, describe
-from mapping.errors import ShapeMismatchError
+from mapping.errors import FieldError, ShapeMismatchError
+from mapping.foreign import require_arrays
 from mapping.layers.linen import LinenLayer
 
 
@@ -50,6 +51,13 @@ class Conv(LinenLayer):
     use_bias: bool = True
     kernel_init: Initializer | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.kernel_size, tuple):
+            raise FieldError(
+                "Conv.kernel_size: expected an extent for each spatial axis, got "
+                f"{self.kernel_size!r}. Use (3, 3) for images."
+            )
+
     def module(self) -> nn.Module:
         """`flax.linen.Conv`."""
         return nn.Conv(
@@ -72,6 +80,7 @@ class Conv(LinenLayer):
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[Any, State]:
         """Convolves; the input needs a channel axis and every spatial one."""
+        require_arrays(ctx, self.kind, inputs, count=1)
         axes = len(self.kernel_size) + 1
         if inputs[0].ndim < axes:
             raise ShapeMismatchError(

@@ -46,4 +46,4 @@ class Dense(LinenLayer):
     def features_in(self, variables: Variables) -> int | None:
         """The rows of the kernel."""
         kernel = variables.params.get("kernel")
-        return None if kernel is None else kernel.shape[-2]
+        return None if kernel is None else kernel.shape[0]

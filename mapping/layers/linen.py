@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -11,13 +12,36 @@ import flax.errors
 import flax.linen as nn
 import jax
 
-from mapping.core import Context, Mapping, State, Variables, describe
-from mapping.errors import MissingKeyError, MissingVariablesError, ShapeMismatchError
-from mapping.foreign import lenient_promotion
+from mapping.core import (
+    Context,
+    Mapping,
+    State,
+    Variables,
+    describe,
+    initialising,
+    require_key,
+    require_variables,
+)
+from mapping.errors import (
+    FieldError,
+    MissingKeyError,
+    MissingVariablesError,
+    ShapeMismatchError,
+)
+from mapping.foreign import (
+    first_line,
+    lenient_promotion,
+    named_errors,
+    require_arrays,
+)
 
 _TRAIN_FLAGS = ("train", "training", "is_training")
 _INFERENCE_FLAGS = ("deterministic", "use_running_average", "inference")
-_MISSING = (flax.errors.ScopeCollectionNotFound, flax.errors.ScopeParamNotFoundError)
+_MISSING = (
+    flax.errors.ScopeCollectionNotFound,
+    flax.errors.ScopeParamNotFoundError,
+    flax.errors.ScopeVariableNotFoundError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,44 +70,56 @@ class LinenLayer(Mapping):
 
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Initialises the module's collections; batch statistics become state."""
-        module = self.module()
-        flags: dict[str, Any] = _mode(module, train=False)
-
-        specs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), specs)
-        try:
-            with lenient_promotion():
-                collections = dict(module.lazy_init(key, *specs, **flags))
-        except (TypeError, ValueError, IndexError) as error:
-            raise ShapeMismatchError(
-                f"({self.kind}): cannot be initialised for {describe(specs)}: "
-                f"{_first_line(error)}. Give init an input this layer accepts."
-            ) from error
+        require_key(key)
+        ctx = initialising()
+        with self._guard(ctx, specs), lenient_promotion():
+            module = self.module()
+            flags: dict[str, Any] = _mode(module, train=False)
+            specs = jax.tree.map(_spec, specs)
+            collections = dict(module.lazy_init(key, *specs, **flags))
         return Variables(collections.pop("params", {}), self._to_state(collections))
 
     def apply(
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[Any, State]:
         """Runs the module; its state moves only in training."""
-        self._check_features(variables, inputs, ctx)
-        module = self.module()
+        require_variables(variables, ctx)
         collections = self._from_state(variables.state)
-        run = functools.partial(
-            module.apply,
-            {"params": variables.params, **collections},
-            *inputs,
-            rngs=None if ctx.key is None else ctx.rng(),
-            mutable=list(collections) if ctx.train else False,
-            **_mode(module, ctx.train),
-        )
-        try:
-            with nn.override_named_call(type(self) is Linen), lenient_promotion():
+        with self._guard(ctx, inputs), lenient_promotion():
+            self._check_features(variables, inputs, ctx)
+            module = self.module()
+            run = functools.partial(
+                module.apply,
+                {"params": variables.params, **collections},
+                *inputs,
+                rngs=None if ctx.key is None else ctx.rng(),
+                mutable=list(collections) if ctx.train else False,
+                **_mode(module, ctx.train),
+            )
+            with self._named(variables, inputs, ctx):
                 result = run()
+        if not ctx.train:
+            return result, variables.state
+        outputs, changed = result
+        state = {**variables.state, **self._to_state(dict(changed))}
+        self._check_state(variables, state, ctx)
+        return outputs, state
+
+    def _guard(
+        self, ctx: Context, inputs: tuple[Any, ...]
+    ) -> contextlib.AbstractContextManager[None]:
+        return named_errors(ctx, self.kind, inputs)
+
+    @contextlib.contextmanager
+    def _named(
+        self, variables: Variables, inputs: tuple[Any, ...], ctx: Context
+    ) -> Any:
+        """Says in our words what linen says in its own."""
+        try:
+            with nn.override_named_call(type(self) is Linen):
+                yield
         except _MISSING as error:
-            raise MissingVariablesError(
-                f"{ctx.where} ({self.kind}): expects variables made by its init, got "
-                f"params {sorted(variables.params)} and state "
-                f"{sorted(variables.state)}. Pass the Variables that init returned."
-            ) from error
+            raise self._missing(variables, ctx) from error
         except flax.errors.InvalidRngError as error:
             raise MissingKeyError(
                 f"{ctx.where} ({self.kind}): needs a random key, got none. Pass "
@@ -92,22 +128,28 @@ class LinenLayer(Mapping):
         except flax.errors.ScopeParamShapeError as error:
             raise ShapeMismatchError(
                 f"{ctx.where} ({self.kind}): params do not fit the input "
-                f"{describe(inputs)}: {_first_line(error)}. Re-run init with this "
+                f"{describe(inputs)}: {first_line(error)}. Re-run init with this "
                 "input."
             ) from error
-        if not ctx.train:
-            return result, variables.state
-        outputs, changed = result
-        return outputs, {**variables.state, **self._to_state(dict(changed))}
+
+    def _missing(self, variables: Variables, ctx: Context) -> MissingVariablesError:
+        return MissingVariablesError(
+            f"{ctx.where} ({self.kind}): expects variables made by its init, got "
+            f"params {sorted(variables.params)} and state {sorted(variables.state)}. "
+            "Pass the Variables that init returned."
+        )
+
+    def _check_state(self, variables: Variables, state: State, ctx: Context) -> None:
+        """Refuses a state that linen had to complete: part of it was missing."""
+        if state.keys() != variables.state.keys():
+            raise self._missing(variables, ctx)
 
     def _check_features(
         self, variables: Variables, inputs: tuple[Any, ...], ctx: Context
     ) -> None:
-        wanted = self.features_in(variables)
-        if wanted is None or not hasattr(inputs[0], "shape"):
-            return
-        shape = inputs[0].shape
-        if not shape or shape[-1] != wanted:
+        require_arrays(ctx, self.kind, inputs, count=1)
+        wanted, shape = self.features_in(variables), inputs[0].shape
+        if wanted is not None and (not shape or shape[-1] != wanted):
             raise ShapeMismatchError(
                 f"{ctx.where} ({self.kind}): params expect {wanted} features in (the "
                 f"last axis), got {describe(inputs)}. Re-run init with this input, or "
@@ -144,6 +186,13 @@ class Linen(LinenLayer):
 
     wrapped: nn.Module
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.wrapped, nn.Module):
+            raise FieldError(
+                f"Linen.wrapped: expected a flax.linen module, got {self.wrapped!r}. "
+                "Pass an instance, such as Linen(nn.Dense(8))."
+            )
+
     def module(self) -> nn.Module:
         """Returns the wrapped module."""
         return self.wrapped
@@ -153,6 +202,20 @@ class Linen(LinenLayer):
         """The wrapped module's class name."""
         return type(self.wrapped).__name__
 
+    def _guard(
+        self, ctx: Context, inputs: tuple[Any, ...]
+    ) -> contextlib.AbstractContextManager[None]:
+        """The module is the user's own: its errors are left as they are."""
+        return contextlib.nullcontext()
+
+    def _check_features(
+        self, variables: Variables, inputs: tuple[Any, ...], ctx: Context
+    ) -> None:
+        """A module may take any inputs."""
+
+    def _check_state(self, variables: Variables, state: State, ctx: Context) -> None:
+        """A module may make state as it goes."""
+
 
 def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
     """Sets whichever flag the module's call uses to tell training from inference."""
@@ -161,6 +224,6 @@ def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
     return flags | {name: not train for name in _INFERENCE_FLAGS if name in accepted}
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.split(" (https://")[0].rstrip(".")
+def _spec(value: Any) -> jax.ShapeDtypeStruct:
+    dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+    return jax.ShapeDtypeStruct(value.shape, dtype)

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 
 from mapping.core import Context, Mapping, State, Variables, describe
-from mapping.errors import ShapeMismatchError
-from mapping.foreign import lenient_promotion
+from mapping.errors import FieldError, ShapeMismatchError
+from mapping.foreign import lenient_promotion, named_errors, require_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,25 +19,34 @@ class _Pool(Mapping):
     """A window slid over the axes between the batch and the channels."""
 
     window: tuple[int, ...] = (2, 2)
-    strides: tuple[int, ...] | None = None
+    strides: int | tuple[int, ...] | None = None
     padding: str | tuple[tuple[int, int], ...] = "VALID"
     summarise: ClassVar[Callable[..., jax.Array]]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.window, tuple):
+            raise FieldError(
+                f"{self.kind}.window: expected an extent for each spatial axis, got "
+                f"{self.window!r}. Use (2, 2) for images."
+            )
 
     def apply(
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[Any, State]:
         """Slides the window; needs every spatial axis and a channel axis."""
-        (x,) = inputs
-        if x.ndim <= len(self.window):
+        require_arrays(ctx, self.kind, inputs, count=1)
+        if inputs[0].ndim <= len(self.window):
             raise ShapeMismatchError(
                 f"{ctx.where} ({self.kind}): expects {len(self.window)} spatial axes "
-                f"and channels, got {describe(x)}. Reshape the input, or give a "
+                f"and channels, got {describe(inputs)}. Reshape the input, or give a "
                 "window with fewer entries."
             )
         strides = self.strides or self.window
+        if isinstance(strides, int):
+            strides = (strides,) * len(self.window)
         pool = type(self).summarise
-        with lenient_promotion():
-            return pool(x, self.window, strides, self.padding), variables.state
+        with named_errors(ctx, self.kind, inputs), lenient_promotion():
+            return pool(*inputs, self.window, strides, self.padding), variables.state
 
 
 @dataclasses.dataclass(frozen=True)

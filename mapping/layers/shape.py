@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mapping.core import Context, Mapping, State, Variables, describe
 from mapping.errors import ShapeMismatchError
+from mapping.foreign import require_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Flatten(Mapping):
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[Any, State]:
         """Reshapes; the order of the elements stays."""
+        require_arrays(ctx, self.kind, inputs, count=1)
         (x,) = inputs
         if x.ndim < self.start:
             raise ShapeMismatchError(

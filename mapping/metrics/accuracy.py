@@ -37,15 +37,16 @@ class Accuracy(Mapping):
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[jax.Array, State]:
         """Takes (logits, classes)."""
-        logits, classes = inputs
+        logits, classes = map(jnp.asarray, inputs)
         if classes.shape != logits.shape[:-1]:
             raise ShapeMismatchError(
                 f"{ctx.where} (Accuracy): expected class numbers that fit the logits "
                 f"{describe(logits)}, got {describe(classes)}. Drop the last axis."
             )
-        hits = jnp.sum(jnp.argmax(logits, axis=-1) == classes, dtype=jnp.int32)
+        guess = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        hits = jnp.sum(guess == classes.astype(jnp.int32), dtype=jnp.int32)
         seen = {"correct": hits, "count": jnp.full((), classes.size, jnp.int32)}
-        state = self.merge(variables.state, seen)
+        state = self.merge(variables.state, seen) if variables.state else seen
         return self.value(state), state
 
     def merge(self, first: State, second: State) -> State:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping as Dict
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from mapping.core import Context, Mapping, Tree, Variables
-from mapping.data.batches import batches
+from mapping.core import Context, Mapping, Tree, Variables, describe
+from mapping.data.batches import as_arrays, batches, check_size
+from mapping.errors import DataError
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -41,8 +43,10 @@ def predict(
     (7, 2)
     """
     outputs = []
-    size = min(batch_size, len(inputs[0]))
-    for batch in batches(inputs, size):
+    check_size(batch_size)
+    arrays = as_arrays(inputs)
+    size = min(batch_size, len(arrays[0]))
+    for batch in batches(arrays, size):
         count = len(batch[0])
         full = tuple(np.pad(x, _tail(x, size - count), "edge") for x in batch)
         result = _forward(model, variables, full)
@@ -53,7 +57,7 @@ def predict(
 def evaluate(
     model: Mapping,
     variables: Variables,
-    data: tuple[Any, ...],
+    data: Sequence[Any],
     metrics: Dict[str, Mapping],
     *,
     batch_size: int = 256,
@@ -74,11 +78,17 @@ def evaluate(
     >>> evaluate(Dense(2), v, (x, np.array([0, 1])), {"accuracy": Accuracy()})
     {'accuracy': 1.0}
     """
-    prediction = predict(model, variables, *data[:-1], batch_size=batch_size)
+    *inputs, target = as_arrays(data)
+    if not inputs:
+        raise DataError(
+            f"data: expected (*inputs, target), got one array {describe(target)}. Add "
+            "the target last."
+        )
+    prediction = predict(model, variables, *inputs, batch_size=batch_size)
     results = {}
     for name, metric in metrics.items():
         start = metric.init(jax.random.key(0))
-        pair = (prediction, np.asarray(data[-1]))
+        pair = (prediction, target)
         results[name] = float(metric.apply(start, *pair, ctx=Context())[0])
     return results
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mapping.errors import DataError
+
 
 @dataclasses.dataclass
 class History:
@@ -38,32 +40,29 @@ class History:
 
         Needs matplotlib: `pip install "mapping[viz]"`.
         """
-        pyplot = _pyplot()
+        figure_class = _figure_class()
+        if not self.rows:
+            raise DataError("History.plot: expected at least one epoch, got none.")
         names = [name for name in self.rows[0] if name not in ("epoch", "seconds")]
-        figure, axes = pyplot.subplots(
-            1, len(names), figsize=(4.5 * len(names), 3.2), squeeze=False
-        )
+        figure = figure_class(figsize=(4.5 * len(names), 3.2), layout="tight")
+        axes = figure.subplots(1, len(names), squeeze=False)
         for name, axis in zip(names, axes[0], strict=True):
             axis.plot(self.column("epoch"), self.column(name), marker=".")
             axis.set(title=name, xlabel="epoch")
             axis.grid(alpha=0.3)
-        figure.tight_layout()
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-        pyplot.close(figure)
         return path
 
 
-def _pyplot() -> Any:
+def _figure_class() -> Any:
+    """matplotlib's figure, which draws to files without touching the user's pyplot."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "History.plot needs matplotlib, which is not installed. Run: "
             'pip install "mapping[viz]"'
         ) from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as pyplot
-
-    return pyplot
+    return Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
 from typing import Any
 
@@ -13,8 +13,16 @@ import jax
 import numpy as np
 import optax
 
-from mapping.core import Context, Mapping, State, Variables, describe
-from mapping.data.batches import batches, check_lengths
+from mapping.combinators import as_mapping
+from mapping.core import (
+    Context,
+    Mapping,
+    State,
+    Variables,
+    describe,
+    require_variables,
+)
+from mapping.data.batches import as_arrays, batches, check_seed, check_size
 from mapping.errors import DataError
 from mapping.train.evaluate import evaluate
 from mapping.train.history import History
@@ -38,14 +46,14 @@ class Fitted:
 
 
 def fit(
-    model: Mapping,
-    data: tuple[Any, ...],
+    model: Mapping | Callable[..., Any],
+    data: Sequence[Any],
     *,
-    loss: Mapping,
+    loss: Mapping | Callable[..., Any],
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int = 32,
-    validation: tuple[Any, ...] | None = None,
+    validation: Sequence[Any] | None = None,
     metrics: Dict[str, Mapping] | None = None,
     variables: Variables | None = None,
     seed: int = 0,
@@ -59,7 +67,7 @@ def fit(
     Args:
         model: what is trained.
         data: `(*inputs, target)`, arrays with a leading axis of examples.
-        loss: a mapping from (prediction, target) to a scalar.
+        loss: a mapping, or function, from (prediction, target) to a scalar.
         optimizer: any optax transform.
         epochs: passes over the data.
         batch_size: examples in a step; the remainder of a shuffled epoch is left out.
@@ -70,15 +78,18 @@ def fit(
         log: called with each epoch's row.
 
     Raises:
-        DataError: if the arrays do not fit together.
+        DataError: if the arrays do not fit together, or a number makes no run.
+        FieldError: if the optimizer is none.
     """
-    arrays = tuple(np.asarray(array) for array in data)
-    size = min(batch_size, _check(arrays, epochs))
-    step = TrainStep(model, loss, optimizer)
+    arrays = _paired("data", data)
+    held_out = None if validation is None else _paired("validation", validation)
+    measured = _measured(loss, metrics or {})
+    _check_numbers(epochs, batch_size, seed)
+    size = min(batch_size, len(arrays[0]))
+    step = TrainStep(as_mapping(model), measured["validation loss"], optimizer)
     state = _start(step, arrays, size, variables, seed)
     update = jax.jit(functools.partial(_update, step), donate_argnums=0)
     history = History()
-    measured = {"validation loss": loss, **(metrics or {})}
     with progress("training", epochs) as advance:
         for epoch in range(1, epochs + 1):
             began, losses = time.perf_counter(), []
@@ -86,9 +97,9 @@ def fit(
                 state, logs = update(state, batch)
                 losses.append(logs["loss"])
             row = {"epoch": epoch, "loss": float(np.mean(jax.device_get(losses)))}
-            if validation is not None:
+            if held_out is not None:
                 current = Variables(state["params"], state["state"])
-                row |= evaluate(model, current, validation, measured)
+                row |= evaluate(step.model, current, held_out, measured)
             row["seconds"] = time.perf_counter() - began
             history.rows.append(row)
             advance(_news(row))
@@ -102,15 +113,35 @@ def _update(step: TrainStep, state: State, batch: Any) -> tuple[State, Any]:
     return state, logs
 
 
-def _check(arrays: tuple[np.ndarray, ...], epochs: int) -> int:
+def _paired(name: str, data: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """The data as arrays, inputs first and the target last."""
+    arrays = as_arrays(data)
     if len(arrays) < 2:
         raise DataError(
-            f"data: expected (*inputs, target), got {len(arrays)} array"
-            f"{': ' + describe(arrays) if arrays else 's'}. Add the target last."
+            f"{name}: expected (*inputs, target), got one array {describe(arrays)}. "
+            "Add the target last."
         )
+    return arrays
+
+
+def _measured(loss: Any, metrics: Dict[str, Any]) -> dict[str, Mapping]:
+    """What is measured on validation data, by the name of its column."""
+    taken = {"epoch", "loss", "validation loss", "seconds"} & metrics.keys()
+    if taken:
+        raise DataError(
+            f"metrics: expected names that no other column has, got {sorted(taken)}. "
+            "Rename the metric."
+        )
+    return {"validation loss": as_mapping(loss)} | {
+        name: as_mapping(metric) for name, metric in metrics.items()
+    }
+
+
+def _check_numbers(epochs: int, batch_size: int, seed: int) -> None:
     if epochs < 1:
         raise DataError(f"epochs: expected at least 1, got {epochs}.")
-    return check_lengths(arrays)
+    check_size(batch_size)
+    check_seed(seed)
 
 
 def _start(
@@ -123,6 +154,7 @@ def _start(
     """Makes the first state in one compiled call, owning every buffer it donates."""
     key = jax.random.key(seed)
     if variables is not None:
+        require_variables(variables, Context(path=("fit",)))
         return jax.jit(step.start)(key, variables).state
     specs = tuple(
         jax.ShapeDtypeStruct(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mapping.core import Context, Mapping, State, Variables, fold_name
+from mapping.errors import FieldError
 from mapping.foreign import lenient_promotion
 
 
@@ -43,6 +44,13 @@ class TrainStep(Mapping):
     loss: Mapping
     optimizer: optax.GradientTransformation
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            raise FieldError(
+                "TrainStep.optimizer: expected an optax transform, got "
+                f"{self.optimizer!r}. Call it, such as optax.adam(1e-3)."
+            )
+
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Makes a fresh model and optimizer for batches `(*inputs, target)`."""
         (batch,) = specs
@@ -51,12 +59,13 @@ class TrainStep(Mapping):
 
     def start(self, key: jax.Array, variables: Variables) -> Variables:
         """Makes the step's variables for a model that already has its own."""
+        params, state = _strong(variables.params), _strong(variables.state)
         return Variables(
             {},
             {
-                "params": variables.params,
-                "state": variables.state,
-                "optimizer": self.optimizer.init(variables.params),
+                "params": params,
+                "state": state,
+                "optimizer": self.optimizer.init(params),
                 "step": jnp.zeros((), jnp.int32),
                 "key": key,
             },
@@ -78,9 +87,15 @@ class TrainStep(Mapping):
 
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, state), grads = gradient(now["params"])
+        optimizer = optax.with_extra_args_support(self.optimizer)
         with lenient_promotion():
-            updates, moments = self.optimizer.update(
-                grads, now["optimizer"], now["params"]
+            updates, moments = optimizer.update(
+                grads,
+                now["optimizer"],
+                now["params"],
+                value=loss,
+                grad=grads,
+                value_fn=lambda params: objective(params)[0],
             )
         return {"loss": loss}, {
             "params": optax.apply_updates(now["params"], updates),
@@ -89,3 +104,14 @@ class TrainStep(Mapping):
             "step": now["step"] + 1,
             "key": now["key"],
         }
+
+
+def _strong(tree: Any) -> Any:
+    """Fixes weak dtypes: they would come back strong, and the step be traced again."""
+
+    def fix(leaf: Any) -> Any:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return leaf
+        return jax.lax.convert_element_type(leaf, leaf.dtype)
+
+    return jax.tree.map(fix, tree)
