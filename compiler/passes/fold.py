@@ -52,9 +52,13 @@ class Fold(Pass):
 
         A value that depends on the batch size would fit one batch size only.
         """
-        graphs = [program.graph, *program.variants.values()]
-        found = [_computations(graph) for graph in graphs]
-        return dataclasses.replace(self, allowed=frozenset.intersection(*found))
+        jaxpr, kept, _ = _early(program.graph, None)
+        if set(kept) <= set(jaxpr.jaxpr.invars):  # nothing to keep, nothing to decide
+            return dataclasses.replace(self, allowed=frozenset())
+        allowed = _computations(program.graph, jaxpr)
+        for graph in program.variants.values():
+            allowed &= _computations(graph, _early(graph, None)[0])
+        return dataclasses.replace(self, allowed=allowed)
 
     def rewrite(self, graph: Graph) -> Rewrite:
         """Splits the graph into what is computed once and what remains."""
@@ -98,9 +102,8 @@ def _known(graph: Graph) -> list[bool]:
     return [i < len(graph.leaves) for i in range(len(graph.jaxpr.jaxpr.invars))]
 
 
-def _computations(graph: Graph) -> frozenset[str]:
-    """The digests of all that can be computed from the leaves, once rewritten."""
-    jaxpr, _, _ = _early(graph, None)
+def _computations(graph: Graph, jaxpr: jaxprs.Jaxpr) -> frozenset[str]:
+    """The digests of all that can be computed from the leaves of a rewritten graph."""
     return frozenset(digests(jaxpr, _known(graph)).values())
 
 
