@@ -311,7 +311,6 @@ def test_the_field_that_is_named_is_the_bad_one():
         Grandchild(start=1, more=[2])
 
 
-@pytest.mark.xfail(strict=True, reason="check_fields looks one tuple deep: recurse")
 @pytest.mark.parametrize(
     "value", [(("a", np.ones(2)),), (("a", lambda x: x),), (("a", [1]),)]
 )
@@ -320,7 +319,6 @@ def test_a_bad_field_is_found_however_deep_in_tuples_it_lies(value):
         Scale(value)
 
 
-@pytest.mark.xfail(strict=True, reason="check_fields does not look into partials")
 @pytest.mark.parametrize(
     "value",
     [functools.partial(jnp.add, np.ones(2)), functools.partial(lambda x: x)],
@@ -331,7 +329,6 @@ def test_a_partial_of_something_without_a_value_is_refused(value):
         Scale(value)
 
 
-@pytest.mark.xfail(strict=True, reason="check_fields does not try hash(value)")
 @pytest.mark.parametrize(
     "build",
     [
@@ -345,9 +342,6 @@ def test_what_cannot_be_hashed_is_refused_when_the_mapping_is_made(build):
         build()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a subclass's __post_init__ runs before check_fields"
-)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -381,25 +375,19 @@ class Held(Mapping, by_identity=True):
         pass
 
     def apply(self, variables, x, *, ctx):
-        return x + self.array, variables.state
+        return jnp.broadcast_to(self.array, x.shape), variables.state
 
 
 def test_a_mapping_by_identity_may_hold_arrays():
     assert Held(np.ones(2)).array.tolist() == [1, 1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="eq=False inherits Mapping.__eq__, which compares no fields"
-)
 def test_a_mapping_by_identity_equals_itself_only():
     one, two = Held(np.ones(2)), Held(np.ones(2))
     assert one == one
     assert one != two
 
 
-@pytest.mark.xfail(
-    strict=True, reason="eq=False inherits Mapping.__eq__, which compares no fields"
-)
 def test_predict_runs_the_mapping_it_is_given_and_not_another_by_identity():
     x = np.zeros((1, 2), np.float32)
     for number in (1.0, 2.0):
@@ -449,13 +437,6 @@ def test_every_error_is_a_mapping_error_and_a_built_in_one(kind):
     built_in = (ValueError, TypeError, LookupError)
     assert issubclass(kind, MappingError)
     assert issubclass(kind, built_in)
-
-
-@pytest.mark.parametrize("kind", ERRORS)
-def test_an_error_seen_from_its_parents_starts_with_the_whole_path(kind):
-    error = kind("(Dense): wrong.").within("query").within("encoder")
-    assert type(error) is kind
-    assert str(error) == "encoder/query (Dense): wrong."
 
 
 # The package
