@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 import numpy as np
 
-from mapping.errors import FieldError, MissingKeyError, MissingVariablesError
+from mapping.errors import MissingKeyError, MissingVariablesError
+from mapping.fields import check_fields
+from mapping.paths import Tree as Tree
+from mapping.paths import describe as describe
+from mapping.paths import leaf_paths as leaf_paths
+from mapping.paths import path_string as path_string
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-Tree: TypeAlias = Any
-"""Any JAX pytree."""
+    from collections.abc import Callable
 
 Params: TypeAlias = Dict[str, Any]
 """A nested dict whose leaves are arrays, keyed by names the author chose."""
@@ -71,42 +73,6 @@ def require_variables(variables: Any, ctx: Context) -> None:
             f"{ctx.where}: apply expects Variables(params, state), got "
             f"{type(variables).__name__}. Wrap it, or call mapping(params, ...)."
         )
-
-
-def leaf_paths(tree: Tree) -> dict[str, Any]:
-    """Lists the leaves of a tree by path, in the tree's own order.
-
-    >>> leaf_paths({"dense": {"kernel": 1, "bias": 2}})
-    {'dense/bias': 2, 'dense/kernel': 1}
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_string(path): leaf for path, leaf in leaves}
-
-
-def path_string(path: tuple[Any, ...]) -> str:
-    """Writes a JAX key path as names joined by `/`.
-
-    >>> leaves, _ = jax.tree_util.tree_flatten_with_path({"a": [1]})
-    >>> path_string(leaves[0][0])
-    'a/0'
-    """
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def describe(value: Tree) -> str:
-    """Writes the dtypes and shapes of a value, for messages.
-
-    >>> describe(jax.ShapeDtypeStruct((32, 8), "float32"))
-    'float32[32, 8]'
-    """
-
-    def one(leaf: Any) -> str:
-        if not hasattr(leaf, "shape"):
-            return type(leaf).__name__
-        return f"{leaf.dtype}{list(leaf.shape)}"
-
-    leaves = jax.tree.leaves(value)
-    return one(leaves[0]) if len(leaves) == 1 else f"({', '.join(map(one, leaves))})"
 
 
 @jax.tree_util.register_dataclass
@@ -316,54 +282,6 @@ def call(
     """
     with jax.named_scope(name):
         return mapping.apply(variables.child(name), *inputs, ctx=ctx.child(name))
-
-
-def check_fields(mapping: Mapping) -> None:
-    """Refuses fields that have no value to be compared by."""
-    for field in dataclasses.fields(mapping):
-        value = getattr(mapping, field.name)
-        where = f"{type(mapping).__name__}.{field.name}"
-        for part in _parts(value):
-            _check_part(part, where)
-        try:
-            hash(value)
-        except TypeError as error:
-            raise FieldError(
-                f"{where}: expected a hashable value, got a {type(value).__name__} "
-                f"({error}). Use a tuple."
-            ) from error
-
-
-def _check_part(value: Any, where: str) -> None:
-    if isinstance(value, jax.Array | np.ndarray):
-        raise FieldError(
-            f"{where}: expected a hyper-parameter, got an array {describe(value)}. "
-            "Create it in `init` and return it in Variables."
-        )
-    if getattr(value, "__name__", "") == "<lambda>":
-        raise FieldError(
-            f"{where}: expected a named function, got a lambda, which never equals "
-            "itself once rebuilt and would be traced again each time. Define it with "
-            "`def` at module level."
-        )
-    if isinstance(value, list | dict | set):
-        raise FieldError(
-            f"{where}: expected a hashable value, got a {type(value).__name__}. Use a "
-            "tuple."
-        )
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """A value and, in tuples and partials, what it is made of."""
-    if type(value) is tuple:
-        inside = value
-    elif isinstance(value, functools.partial):
-        inside = (value.func, *value.args, *value.keywords.values())
-    else:
-        inside = ()
-        yield value
-    for part in inside:
-        yield from _parts(part)
 
 
 def _chain(first: Any, second: Any) -> Mapping:

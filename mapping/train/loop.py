@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Dict
 from typing import Any
 
@@ -92,11 +92,10 @@ def fit(
     history = History()
     with progress("training", epochs) as advance:
         for epoch in range(1, epochs + 1):
-            began, losses = time.perf_counter(), []
-            for batch in batches(arrays, size, seed=seed, epoch=epoch):
-                state, logs = update(state, batch)
-                losses.append(logs["loss"])
-            row = {"epoch": epoch, "loss": float(np.mean(jax.device_get(losses)))}
+            began = time.perf_counter()
+            shuffled = batches(arrays, size, seed=seed, epoch=epoch)
+            state, mean = _epoch(update, state, shuffled)
+            row = {"epoch": epoch, "loss": mean}
             if held_out is not None:
                 current = Variables(state["params"], state["state"])
                 row |= evaluate(step.model, current, held_out, measured)
@@ -106,6 +105,17 @@ def fit(
             if log is not None:
                 log(row)
     return Fitted(Variables(state["params"], state["state"]), history, state)
+
+
+def _epoch(
+    update: Callable[..., Any], state: State, shuffled: Iterable[Any]
+) -> tuple[State, float]:
+    """Runs the step over an epoch's batches; returns the state and the mean loss."""
+    losses = []
+    for batch in shuffled:
+        state, logs = update(state, batch)
+        losses.append(logs["loss"])
+    return state, float(np.mean(jax.device_get(losses)))
 
 
 def _update(step: TrainStep, state: State, batch: Any) -> tuple[State, Any]:

@@ -463,6 +463,11 @@ def test_a_lifted_partial_equals_itself_rebuilt():
     assert build() == build()
 
 
+def test_a_partial_with_positional_arguments_is_refused_and_told_what_to_do():
+    with pytest.raises(FieldError, match=r"Lift\.of\(function, name=value\)"):
+        Dense(2) >> functools.partial(power, 3.0)
+
+
 def test_a_function_that_fails_keeps_its_error_and_says_where_it_was():
     net = Serial(encoder=Serial(act=fail))
     with pytest.raises(RuntimeError, match="no") as caught:

@@ -365,6 +365,34 @@ def test_a_field_may_hold_anything_with_a_value(value):
     assert Scale(value) == Scale(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Derived(Mapping):
+    """Makes one of its fields itself."""
+
+    size: int = 3
+    table: Any = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        made = tuple(range(self.size)) if self.size else np.zeros(0)
+        object.__setattr__(self, "table", made)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="check_fields reads every field before __post_init__ has made those of "
+    "init=False: check before and after, and pass over what is not there yet",
+)
+def test_a_mapping_may_make_a_field_itself():
+    assert Derived().table == (0, 1, 2)
+    assert Derived() == Derived()
+
+
+@pytest.mark.xfail(strict=True, reason="nothing is checked after __post_init__")
+def test_a_field_a_mapping_makes_itself_is_checked_too():
+    with pytest.raises(FieldError, match=r"^Derived\.table: .* got an array"):
+        Derived(0)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Held(Mapping, by_identity=True):
     """Holds an array, as `compiler.Program` does."""

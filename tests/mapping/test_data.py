@@ -120,6 +120,16 @@ def test_arrays_that_do_not_fit_together_are_refused(arrays, got):
         next(batches(arrays, 2))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [None, ["a", "b"], [object()] * 2, {"x": [1, 2]}, np.zeros(2, "M8[s]")],
+    ids=["None", "strings", "objects", "a dict", "dates"],
+)
+def test_what_holds_no_numbers_is_refused(value):
+    with pytest.raises(DataError, match=r"expected numbers, got .* Encode them first"):
+        next(batches([[1, 2], value], 2))
+
+
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_size_below_one_is_refused(size):
     with pytest.raises(DataError, match=f"at least 1 example in a batch, got {size}"):

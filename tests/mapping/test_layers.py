@@ -451,6 +451,13 @@ def test_avg_pool_summarises_sequences_too():
     assert AvgPool((3,))({}, x).ravel().tolist() == [1.0, 4.0]
 
 
+@pytest.mark.parametrize("kind", [MaxPool, AvgPool])
+def test_one_stride_serves_every_axis(kind):
+    x = random(2, 5, 6, 3)
+    expected = kind((3, 2), (2, 2))({}, x)
+    np.testing.assert_array_equal(kind((3, 2), 2)({}, x), expected)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "bfloat16", "float16"])
 def test_max_pool_keeps_the_dtype(dtype):
     x = jnp.arange(4).astype(dtype).reshape(1, 4, 1)
@@ -752,6 +759,7 @@ WRONG_USES = {
     ),
     "a Python number": lambda: Dense(2)(DENSE.params, 1.0),
     "a nested list to init": lambda: Dense(2).init(KEY, [[1.0, 2.0, 3.0]]),
+    "a nested list to a lifted module": lambda: Linen(nn.Dense(2)).init(KEY, [[1.0]]),
     "a nested list to flatten": lambda: Flatten()({}, [[1.0]]),
     "two inputs to a layer of one": lambda: Dense(2)(DENSE.params, IMAGE, IMAGE),
     "no input": lambda: Dense(2)(DENSE.params),
@@ -770,6 +778,10 @@ WRONG_USES = {
         Variables(), np.ones(3, np.int32), ctx=TRAIN
     ),
     "a seed in place of a key": lambda: Dense(2).init(0, spec(1, 3)),
+    "a seed for a composition": lambda: nested(Dense(2)).init(0, spec(1, 3)),
+    "a seed in the context": lambda: Dropout().apply(
+        Variables(), IMAGE, ctx=Context(0, train=True)
+    ),
     "a linen class": lambda: Linen(nn.Dense),
     "a thing that is no module": lambda: Linen(42),
 }
