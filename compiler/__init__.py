@@ -7,6 +7,7 @@
 (3, 64)
 """
 
+from compiler import errors as errors
 from compiler.artifact import load as load
 from compiler.artifact import save as save
 from compiler.cost import cost as cost

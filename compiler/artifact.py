@@ -32,6 +32,7 @@ _PROGRAM, _VARIABLES, _CARD = (
     "program.json",
 )
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 _NATIVE = frozenset(
     [
         "float16",
@@ -104,7 +105,8 @@ def load(path: str | Path) -> Program:
 
     What comes back runs, takes `jax.jit` (and `jax.grad`, if it was saved with
     `vjp_order`), and can be saved again. Its equations are one opaque call, so
-    passes find nothing in it to rewrite.
+    passes find nothing in it to rewrite. Inputs and outputs that were NamedTuples
+    or dataclasses are dicts by field now, since their classes are code.
 
     A hash tells damage, not intent: load only what you would also run.
 
@@ -183,7 +185,7 @@ class Exported:
         return Graph(jaxpr, self.leaves, packing, in_tree, self.out_tree)
 
 
-def _export(program: Program) -> tuple[export.Exported, list[list[Any]]]:
+def _export(program: Program) -> tuple[export.Exported, list[int]]:
     """Exports for any extents and any platform; gives up, in turn, what fails.
 
     Returns:
@@ -202,7 +204,7 @@ def _export(program: Program) -> tuple[export.Exported, list[list[Any]]]:
                 continue
             if not any(extent.leading for extent in general):
                 _warn_of_fixed_batch(program, errors)
-            return exported, list(map(list, general))
+            return exported, [extent.size for extent in general]
     raise ArtifactError(
         f"the program cannot be exported: {type(errors[-1]).__name__}: {errors[-1]}. "
         "Remove what calls back into Python (jax.debug.print, pure_callback)."
@@ -240,7 +242,7 @@ def _symbolic(
     """The inputs with a symbol for each extent the export is to be general in."""
     if not general:
         return list(inputs)
-    names = ["batch" if e.leading else f"n{e.size}" for e in general]
+    names = [f"{'batch' if e.leading else 'n'}{i}" for i, e in enumerate(general)]
     symbols = export.symbolic_shape(", ".join(names))
     return replace_extents(inputs, dict(zip(general, symbols, strict=True)))
 
@@ -274,7 +276,12 @@ def _write_spec(spec: jax.ShapeDtypeStruct) -> list[Any]:
 
 
 def _read_spec(spec: Sequence[Any]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(tuple(spec[0]), jnp.dtype(spec[1]))
+    shape, name = spec
+    if name in _KEYS:
+        dtype: Any = jax.eval_shape(lambda: jax.random.key(0, impl=_KEYS[name])).dtype
+    else:
+        dtype = jnp.dtype(name)
+    return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
 
 def _write_tree(tree: Any) -> Any:

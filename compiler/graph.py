@@ -274,6 +274,8 @@ def is_abstract(value: Any) -> bool:
 
 def nbytes(spec: Any) -> int:
     """The size of an array in memory; four-bit types count half a byte an element."""
+    if jax.dtypes.issubdtype(spec.dtype, jax.dtypes.extended):
+        return int(np.prod(spec.shape, dtype=np.int64)) * spec.dtype.itemsize
     dtype = jnp.dtype(spec.dtype)
     bits = jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else None
     size = int(np.prod(spec.shape, dtype=np.int64))

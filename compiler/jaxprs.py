@@ -191,8 +191,9 @@ def label(equation: Equation) -> str:
     """The name of the primitive and, for a call, of the function it calls."""
     name = equation.params.get("name")
     if not isinstance(name, str) and equation.primitive.name.startswith("custom_"):
-        info = equation.params["call_jaxpr"].jaxpr.debug_info
-        name = (info.func_src_info or "").split(" at ")[0]
+        called = equation.params.get("call_jaxpr")
+        info = called and called.jaxpr.debug_info
+        name = ((info and info.func_src_info) or "").split(" at ")[0]
     called = isinstance(name, str) and name and has_jaxprs(equation)
     return f"{equation.primitive.name} {name}" if called else equation.primitive.name
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from compiler.errors import CompilerError, InputMismatchError, VariablesMismatchError
 from compiler.graph import Graph, is_abstract, nbytes
-from compiler.passes.base import Pass, verify
+from compiler.passes.base import Pass, fingerprint, verify
 from compiler.rewrite import Events
 from mapping.core import Context, Mapping, State, Variables, describe
 
@@ -33,11 +33,16 @@ class Extent(NamedTuple):
 
     Attributes:
         size: in the sample.
-        leading: whether it is that of the leading axes (the batch), or of others.
+        axes: pairs of an input's place and an axis of it.
     """
 
     size: int
-    leading: bool
+    axes: tuple[tuple[int, int], ...]
+
+    @property
+    def leading(self) -> bool:
+        """Whether it is that of leading axes: a batch."""
+        return all(axis == 0 for _, axis in self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +52,12 @@ class Applied:
     Attributes:
         step: the pass, with its choices made.
         events: what fired, and what was skipped and why.
+        prepared: tells how each leaf was computed from those before.
     """
 
     step: Pass
     events: Events
+    prepared: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -155,22 +162,28 @@ class Program(Mapping, by_identity=True):
         key = _shapes(specs)
         if key not in known:
             try:
-                graph = self.source.graph(self.graph.in_tree, list(specs))
-                for step in self.recipe:
-                    graph = step.rewrite(graph).graph
+                known[key] = self._again(specs)
             except CompilerError as error:
                 raise InputMismatchError(
                     f"inputs: traced on {describe(self.graph.inputs)}, got "
                     f"{describe(list(specs))}, which it does not take: {error}"
                 ) from error
-            if graph.leaves != self.graph.leaves:
-                raise InputMismatchError(
-                    f"inputs: on {describe(list(specs))} the program needs other "
-                    f"variables than on {describe(self.graph.inputs)}. Trace it anew "
-                    "on inputs of this shape."
-                )
-            known[key] = graph
         return known[key]
+
+    def _again(self, specs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
+        """Traces anew and applies the recipe; the leaves must mean the same."""
+        graph = self.source.graph(self.graph.in_tree, list(specs))
+        same = True
+        for applied in self.history:
+            rewrite = applied.step.rewrite(graph)
+            same = same and fingerprint(graph, rewrite) == applied.prepared
+            graph = rewrite.graph
+        if not same or graph.leaves != self.graph.leaves:
+            raise VariablesMismatchError(
+                "for this shape its leaves would be computed from the weights in "
+                "another way. Trace and rewrite it on inputs of this shape."
+            )
+        return graph
 
     @functools.cached_property
     def variants(self) -> dict[Extent, Graph]:
@@ -178,12 +191,23 @@ class Program(Mapping, by_identity=True):
 
         What a pass decides should hold for all of them.
         """
-        graphs = {}
+        found: dict[Extent, Graph] = {}
         for extent in extents(self.graph.inputs):
-            grown = replace_extents(self.graph.inputs, {extent: extent.size + 1})
+            parts = [Extent(extent.size, (axis,)) for axis in extent.axes]
+            for group in ([extent], parts if len(parts) > 1 else []):
+                grown = {one: self._larger(one) for one in group}
+                found |= {one: g for one, g in grown.items() if g is not None}
+                if extent in found:
+                    break
+        return found
+
+    def _larger(self, extent: Extent) -> Graph | None:
+        """The graph for one extent larger by one, or doubled, if it is allowed."""
+        for size in (extent.size + 1, 2 * extent.size):
             with contextlib.suppress(InputMismatchError):
-                graphs[extent] = self.specialise(grown)
-        return graphs
+                inputs = replace_extents(self.graph.inputs, {extent: size})
+                return self.specialise(inputs)
+        return None
 
     def rewritten(self, step: Pass) -> Program:
         """Applies one pass: decides, rewrites, verifies, prepares the leaves.
@@ -192,13 +216,18 @@ class Program(Mapping, by_identity=True):
             VerifyError: if the pass broke the graph or changed its signature.
         """
         step = step.decide(self)
-        rewrite = step.rewrite(self.graph)
-        verify(self.graph, rewrite, type(step).__name__)
-        values = self.values
-        if rewrite.prepare is not None:
-            values = _prepared(rewrite.prepare, self.values)
-        history = (*self.history, Applied(step, rewrite.events))
-        return Program(rewrite.graph, values, self.source, history)
+        while True:
+            rewrite = step.rewrite(self.graph)
+            verify(self.graph, rewrite, type(step).__name__)
+            values = self.values
+            if rewrite.prepare is not None:
+                values = _prepared(rewrite.prepare, self.values)
+            reviewed = step.review(self, rewrite, values)
+            if reviewed is step:
+                break
+            step = reviewed
+        applied = Applied(step, rewrite.events, fingerprint(self.graph, rewrite))
+        return Program(rewrite.graph, values, self.source, (*self.history, applied))
 
     def with_variables(self, variables: Any) -> Program:
         """The same program with other arrays: trained further, or loaded."""
@@ -255,23 +284,25 @@ def _prepared(
 
 
 def extents(inputs: Sequence[jax.ShapeDtypeStruct]) -> list[Extent]:
-    """The extents of inputs: the batch they share, then each other one."""
-    leading = {spec.shape[0] for spec in inputs if spec.shape}
-    rest = sorted({n for spec in inputs for n in spec.shape[1:]})
-    batch = [Extent(n, True) for n in leading if len(leading) == 1]
-    return batch + [Extent(n, False) for n in rest]
+    """The extents of inputs: axes of one length vary together, the leading apart."""
+    groups: dict[tuple[bool, int], list[tuple[int, int]]] = {}
+    for place, spec in enumerate(inputs):
+        for axis, size in enumerate(spec.shape):
+            groups.setdefault((axis > 0, size), []).append((place, axis))
+    return [Extent(size, tuple(axes)) for (_, size), axes in groups.items()]
 
 
 def replace_extents(
     inputs: Sequence[jax.ShapeDtypeStruct], new: Dict[Extent, Any]
 ) -> list[jax.ShapeDtypeStruct]:
     """The inputs with some extents replaced, by numbers or by symbols."""
+    shapes = [list(spec.shape) for spec in inputs]
+    for extent, size in new.items():
+        for place, axis in extent.axes:
+            shapes[place][axis] = size
     return [
-        jax.ShapeDtypeStruct(
-            tuple(new.get(Extent(n, i == 0), n) for i, n in enumerate(spec.shape)),
-            spec.dtype,
-        )
-        for spec in inputs
+        jax.ShapeDtypeStruct(tuple(shape), spec.dtype)
+        for shape, spec in zip(shapes, inputs, strict=True)
     ]
 
 

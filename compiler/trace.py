@@ -124,10 +124,13 @@ def trace(function: Any, variables: Any, *inputs: Any) -> Program:
     leaves = tuple(Leaf(path_string(p) or "variables", spec_of(v)) for p, v in arrays)
     _check_distinct([leaf.path for leaf in leaves])
     flat, in_tree = jax.tree.flatten(inputs)
-    specs = [spec_of(x) for x in flat]
+    specs = [_input_spec(x) for x in flat]
     source = Source(function, tree, fixed, leaves)
     jaxpr, out_tree = source.trace(in_tree, specs)
     captured = jaxprs.captured_arrays(jaxpr)
+    if captured:  # what the function makes anew at each trace is none of its weights
+        again = set(map(id, jaxprs.captured_arrays(source.trace(in_tree, specs)[0])))
+        captured = tuple(array for array in captured if id(array) in again)
     source = dataclasses.replace(source, captured=captured)
     values = [_as_jax(value) for _, value in arrays]
     graph = source.lift(jaxpr, out_tree, in_tree)
@@ -140,6 +143,16 @@ def spec_of(value: Any) -> jax.ShapeDtypeStruct:
         return value
     dtype = jax.dtypes.result_type(value)
     return jax.ShapeDtypeStruct(np.shape(value), dtype)
+
+
+def _input_spec(value: Any) -> jax.ShapeDtypeStruct:
+    try:
+        return spec_of(value)
+    except TypeError as error:
+        raise TraceError(
+            f"inputs: expected arrays or numbers, got {type(value).__name__} "
+            f"{value!r}. Fix it with functools.partial, or put it among the variables."
+        ) from error
 
 
 def _infer(mapping: Mapping, variables: Variables, *inputs: Any) -> Any:

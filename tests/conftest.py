@@ -1,4 +1,4 @@
-"""Strictness for every test: no silent promotion. (Warnings are errors by configuration.)
+"""Strictness for every test: no silent promotion. Warnings are errors already.
 
 Documents are tested as their readers run them, without it.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler.cost import cost
+from compiler.errors import ArtifactError, InputMismatchError
 from compiler.executable import latency
 from compiler.program import Program
 
@@ -119,10 +121,14 @@ def report(
     return Report(tuple(rows), difference, tuple(_notes(after)))
 
 
-def bytes_on_disk(program: Program) -> int:
-    """The size of everything `save` writes for a program."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = program.save(Path(folder) / "program")
+def bytes_on_disk(program: Program) -> float:
+    """The size of everything `save` writes for a program; nan if it cannot be saved."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fixed batch size matters to who ships it
+        try:
+            path = program.save(Path(folder) / "program")
+        except ArtifactError:
+            return math.nan
         return sum(file.stat().st_size for file in path.iterdir())
 
 
@@ -142,14 +148,27 @@ def _row(
 
 
 def _timed(pair: Sequence[Program], inputs: Sequence[Any], size: int) -> Row:
-    batch = [jnp.asarray(_resized(np.asarray(x), size)) for x in inputs]
+    """Times both on a batch; nan where the function takes no such batch."""
+    batch = _resized(inputs, size)
     calls = {str(i): lambda p=program: p(*batch) for i, program in enumerate(pair)}
-    times = latency(calls)
+    try:
+        times = latency(calls)
+    except InputMismatchError:
+        times = {"0": math.nan, "1": math.nan}
     return Row(f"latency, batch {size}", times["0"], times["1"], "seconds")
 
 
-def _resized(array: np.ndarray, size: int) -> np.ndarray:
-    return np.resize(array, (size, *array.shape[1:]))
+def _resized(inputs: Sequence[Any], size: int) -> Any:
+    """Repeats or cuts the leading axis that most arrays share; the rest stays."""
+    leading = [np.shape(x)[0] for x in jax.tree.leaves(inputs) if np.ndim(x)]
+    common = max(leading, key=leading.count, default=None)
+
+    def resize(x: Any) -> Any:
+        if common is None or not np.ndim(x) or np.shape(x)[0] != common:
+            return x
+        return jnp.take(jnp.asarray(x), jnp.arange(size) % common, axis=0)
+
+    return jax.tree.map(resize, tuple(inputs))
 
 
 def _notes(program: Program) -> list[str]:
@@ -174,10 +193,12 @@ def _kinds(events: Sequence[Any]) -> list[tuple[str, int]]:
 
 
 def _count(value: float) -> str:
-    return f"{value:,.0f}"
+    return "n/a" if math.isnan(value) else f"{value:,.0f}"
 
 
 def _seconds(value: float) -> str:
+    if math.isnan(value):
+        return "n/a"
     return f"{value * 1e6:,.1f} us" if value < 1e-3 else f"{value * 1e3:,.2f} ms"
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from compiler import jaxprs
+from compiler.binding import digests
 from compiler.errors import VerifyError
 from compiler.graph import Graph
 from compiler.rewrite import Events
@@ -69,6 +71,10 @@ class Pass:
             "returns a Rewrite, found none. Define it."
         )
 
+    def review(self, program: Program, rewrite: Rewrite, values: Sequence[Any]) -> Pass:
+        """Looks at the prepared leaves; returns another pass to have it done again."""
+        return self
+
     def __call__(self, program: Program) -> Program:
         """Applies the pass: the graph is rewritten, the leaves are prepared."""
         return program.rewritten(self)
@@ -109,6 +115,20 @@ class Pipeline(Pass):
     def __str__(self) -> str:
         """The steps joined by `>>`."""
         return " >> ".join(map(str, self.steps))
+
+
+def fingerprint(before: Graph, rewrite: Rewrite) -> tuple[str, ...]:
+    """Tells how a rewrite computes each new leaf from the old ones.
+
+    Equal for two traces of one function only if the same arrays serve both.
+    """
+    prepare = rewrite.prepare
+    if prepare is None:
+        return ()
+    specs = [leaf.spec for leaf in before.leaves]
+    jaxpr = jaxprs.make(lambda *leaves: prepare(leaves), specs)
+    found = digests(jaxpr, [True] * len(before.leaves))
+    return tuple(found.get(v, str(v)) for v in jaxpr.jaxpr.outvars)
 
 
 def verify(before: Graph, rewrite: Rewrite, name: str) -> None:

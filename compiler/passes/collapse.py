@@ -106,6 +106,9 @@ def scale_product(site: Site, *operands: Operand) -> list[Result] | None:
             factor = 1 / factor
     if not _fits(product, factor):
         return None
+    if product.kernel.dtype == jnp.float16:
+        site.skipped("float16 has too small a range to merge a scale in")
+        return None
     if product.shared:
         site.skipped(
             "the kernel is used elsewhere too; scaling it would store it twice"

@@ -6,10 +6,20 @@ import dataclasses
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+
 from compiler import jaxprs
 from compiler.binding import cut, dependencies, digests
-from compiler.graph import Graph, evaluate, free_path, nbytes, needed, required
-from compiler.passes.base import Pass, Rewrite
+from compiler.graph import (
+    Graph,
+    evaluate,
+    free_path,
+    is_abstract,
+    nbytes,
+    needed,
+    required,
+)
+from compiler.passes.base import Pass, Rewrite, fingerprint
 from compiler.passes.collapse import COLLAPSE
 from compiler.passes.hoist import HOIST
 from compiler.rewrite import Event, Events, Walk, early_sites
@@ -60,6 +70,20 @@ class Fold(Pass):
             allowed &= _computations(graph, _early(graph, None)[0])
         return dataclasses.replace(self, allowed=allowed)
 
+    def review(self, program: Program, rewrite: Rewrite, values: Sequence[Any]) -> Pass:
+        """Refuses to keep what is infinite or nan though its weights are finite.
+
+        x / 0 is infinite where x is; W / 0 would be everywhere.
+        """
+        if rewrite.prepare is None or not all(map(_finite, program.values)):
+            return self
+        told = fingerprint(program.graph, rewrite)
+        bad = {d for d, value in zip(told, values, strict=True) if not _finite(value)}
+        allowed = self.allowed or frozenset()
+        if allowed.isdisjoint(bad):
+            return self
+        return dataclasses.replace(self, allowed=allowed - bad)
+
     def rewrite(self, graph: Graph) -> Rewrite:
         """Splits the graph into what is computed once and what remains."""
         jaxpr, kept, events = _early(graph, self.allowed)
@@ -96,6 +120,12 @@ def fold() -> Fold:
     (['kernel'], [[2.0, 2.0, 2.0]])
     """
     return Fold()
+
+
+def _finite(value: Any) -> bool:
+    if is_abstract(value) or not jnp.issubdtype(value.dtype, jnp.inexact):
+        return True
+    return bool(jnp.isfinite(value).all())
 
 
 def _known(graph: Graph) -> list[bool]:

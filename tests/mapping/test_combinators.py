@@ -31,7 +31,7 @@ X = np.linspace(-1, 1, 3 * WIDTH, dtype=np.float32).reshape(3, WIDTH)
 SPEC = jax.ShapeDtypeStruct(X.shape, X.dtype)
 
 LAWS = settings(deadline=None, max_examples=150, database=None)
-RUNS = settings(deadline=None, max_examples=8, database=None)
+RUNS = settings(deadline=None, max_examples=6, database=None)
 
 
 @dataclasses.dataclass(frozen=True)
