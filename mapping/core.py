@@ -199,8 +199,10 @@ class Mapping:
 
             @functools.wraps(own)
             def checked(self: Mapping) -> None:
-                check_fields(self)
-                own(self)
+                try:
+                    own(self)
+                finally:
+                    check_fields(self)
 
             type.__setattr__(cls, "__post_init__", checked)
 

@@ -41,5 +41,9 @@ class NotAMappingError(MappingError, TypeError):
     """Something that is neither a mapping nor a function was composed."""
 
 
+class NotTrainableError(MappingError, TypeError):
+    """Params that have no gradient, such as integers, were to be trained."""
+
+
 class DataError(MappingError, ValueError):
     """The arrays given to training do not fit together."""

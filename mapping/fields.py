@@ -17,7 +17,7 @@ from mapping.paths import describe
 def check_fields(mapping: Any) -> None:
     """Refuses fields that have no value to be compared by."""
     for field in dataclasses.fields(mapping):
-        value = getattr(mapping, field.name)
+        value = getattr(mapping, field.name, None)  # __post_init__ may make it yet
         where = f"{type(mapping).__name__}.{field.name}"
         for part in _parts(value):
             _check_part(part, where)

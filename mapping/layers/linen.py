@@ -225,5 +225,10 @@ def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
 
 
 def _spec(value: Any) -> jax.ShapeDtypeStruct:
+    if not hasattr(value, "shape"):
+        raise ShapeMismatchError(
+            f"{initialising().where}: init expects arrays or ShapeDtypeStructs, got "
+            f"{type(value).__name__}. Convert with jnp.asarray."
+        )
     dtype = jax.dtypes.canonicalize_dtype(value.dtype)
     return jax.ShapeDtypeStruct(value.shape, dtype)

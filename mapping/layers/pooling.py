@@ -67,7 +67,7 @@ class MaxPool(_Pool):
 
 @dataclasses.dataclass(frozen=True)
 class AvgPool(_Pool):
-    """The mean of each window, per channel.
+    """The mean of each window, per channel; padding counts as zeros.
 
     Attributes:
         window: extent along each spatial axis.

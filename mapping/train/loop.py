@@ -136,6 +136,11 @@ def _paired(name: str, data: Sequence[Any]) -> tuple[np.ndarray, ...]:
 
 def _measured(loss: Any, metrics: Dict[str, Any]) -> dict[str, Mapping]:
     """What is measured on validation data, by the name of its column."""
+    if not isinstance(metrics, Dict):
+        raise DataError(
+            f"metrics: expected a dict of metrics by name, got "
+            f"{type(metrics).__name__}. Name them: {{'accuracy': Accuracy()}}."
+        )
     taken = {"epoch", "loss", "validation loss", "seconds"} & metrics.keys()
     if taken:
         raise DataError(
@@ -148,7 +153,7 @@ def _measured(loss: Any, metrics: Dict[str, Any]) -> dict[str, Mapping]:
 
 
 def _check_numbers(epochs: int, batch_size: int, seed: int) -> None:
-    if epochs < 1:
+    if not isinstance(epochs, int | np.integer) or epochs < 1:
         raise DataError(f"epochs: expected at least 1, got {epochs}.")
     check_size(batch_size)
     check_seed(seed)

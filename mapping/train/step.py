@@ -9,8 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mapping.core import Context, Mapping, State, Variables, fold_name
-from mapping.errors import FieldError
+from mapping.core import (
+    Context,
+    Mapping,
+    State,
+    Variables,
+    describe,
+    fold_name,
+    leaf_paths,
+)
+from mapping.errors import FieldError, NotTrainableError, ShapeMismatchError
 from mapping.foreign import lenient_promotion
 
 
@@ -59,6 +67,7 @@ class TrainStep(Mapping):
 
     def start(self, key: jax.Array, variables: Variables) -> Variables:
         """Makes the step's variables for a model that already has its own."""
+        _check_trainable(variables.params)
         params, state = _strong(variables.params), _strong(variables.state)
         return Variables(
             {},
@@ -83,7 +92,13 @@ class TrainStep(Mapping):
             current = Variables(params, now["state"])
             prediction, state = self.model.apply(current, *batch[:-1], ctx=inner)
             pair = (prediction, batch[-1])
-            return self.loss.apply(Variables(), *pair, ctx=inner)[0], state
+            loss = jnp.asarray(self.loss.apply(Variables(), *pair, ctx=inner)[0])
+            if loss.shape:
+                raise ShapeMismatchError(
+                    f"loss ({self.loss.kind}): expected a scalar, got "
+                    f"{describe(loss)}. Reduce it, for instance with its mean."
+                )
+            return loss, state
 
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, state), grads = gradient(now["params"])
@@ -106,12 +121,22 @@ class TrainStep(Mapping):
         }
 
 
+def _check_trainable(params: Any) -> None:
+    for path, leaf in leaf_paths(params).items():
+        if not jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
+            raise NotTrainableError(
+                f"{path}: expected floating params to train, got {describe(leaf)}. "
+                "Train before quantizing, or keep integers in the state."
+            )
+
+
 def _strong(tree: Any) -> Any:
     """Fixes weak dtypes: they would come back strong, and the step be traced again."""
 
     def fix(leaf: Any) -> Any:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        dtype = jax.dtypes.result_type(leaf)
+        if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
             return leaf
-        return jax.lax.convert_element_type(leaf, leaf.dtype)
+        return jax.lax.convert_element_type(leaf, dtype)
 
     return jax.tree.map(fix, tree)

@@ -163,6 +163,16 @@ def test_it_composes_as_a_mapping_and_trains(folded):
     assert relative_error(fitted.variables.params["body"], folded.variables) > 1e-3
 
 
+def test_training_eight_bit_weights_is_refused_by_path():
+    small = mc.trace(affine, {**V, "w": normal(4, 16), "b": normal(1, 16)}, X)
+    small = small >> mc.quantize.weights()
+    with pytest.raises(mp.errors.NotTrainableError, match=r"w/values: .* got int8"):
+        mp.train.fit(
+            small, (X, normal(2, 16)), loss=mp.losses.MeanSquaredError(),
+            optimizer=optax.sgd(0.1), epochs=1,
+        )  # fmt: skip
+
+
 def test_pass_and_program_compose_with_the_same_sign(program):
     recipe = mc.fold() >> mc.quantize.weights("int8")
     one, other = recipe(program), program >> mc.fold() >> mc.quantize.weights("int8")

@@ -377,17 +377,11 @@ class Derived(Mapping):
         object.__setattr__(self, "table", made)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="check_fields reads every field before __post_init__ has made those of "
-    "init=False: check before and after, and pass over what is not there yet",
-)
 def test_a_mapping_may_make_a_field_itself():
     assert Derived().table == (0, 1, 2)
     assert Derived() == Derived()
 
 
-@pytest.mark.xfail(strict=True, reason="nothing is checked after __post_init__")
 def test_a_field_a_mapping_makes_itself_is_checked_too():
     with pytest.raises(FieldError, match=r"^Derived\.table: .* got an array"):
         Derived(0)

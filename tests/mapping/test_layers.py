@@ -792,7 +792,6 @@ def test_no_wrong_use_ends_in_an_error_from_inside_jax_or_flax(use):
         use()
 
 
-@pytest.mark.xfail(strict=True, reason="an AttributeError from linen._spec, ours")
 def test_a_nested_list_to_the_init_of_a_lifted_module_is_refused_by_name():
     with pytest.raises(MappingError):
         Linen(nn.Dense(2)).init(KEY, [[1.0]])
