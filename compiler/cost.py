@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler import jaxprs
 from compiler.graph import Graph
+
+if TYPE_CHECKING:
+    from compiler.program import Program
 
 _FREE = frozenset(
     [
@@ -59,7 +62,7 @@ class Cost:
     uncounted: tuple[str, ...]
 
 
-def cost(graph: Graph) -> Cost:
+def cost(program: Program | Graph) -> Cost:
     """Counts the floating-point operations of one call, for the sample's shapes.
 
     A `scan` multiplies by its length, of a `cond` the dearest branch counts, a
@@ -68,11 +71,12 @@ def cost(graph: Graph) -> Cost:
 
     >>> import jax.numpy as jnp, compiler as mc
     >>> program = mc.trace(lambda w, x: x @ w, jnp.eye(3), jnp.ones((2, 3)))
-    >>> cost(program.graph).flops
+    >>> cost(program).flops
     36
     """
     by_scope: Counter[str] = Counter()
     uncounted: set[str] = set()
+    graph = program if isinstance(program, Graph) else program.graph
     _count(graph.jaxpr, 1, by_scope, uncounted)
     return Cost(sum(by_scope.values()), by_scope, tuple(sorted(uncounted)))
 

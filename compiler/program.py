@@ -237,6 +237,11 @@ class Program(Mapping, by_identity=True):
         """`program >> pass` applies the pass; `program >> mapping` composes."""
         if isinstance(other, Pass):
             return other(self)
+        if getattr(other, "__module__", "").startswith("compiler.passes"):
+            raise TypeError(
+                f"program >> {other.__name__}: expected a pass, got what makes one. "
+                f"Call it: program >> {other.__name__}()."
+            )
         return super().__rshift__(other)
 
     def save(self, path: str | Path) -> Path:

@@ -292,13 +292,24 @@ def _operand(env: dict[Any, Operand], var: Any) -> Operand:
     return env[var]
 
 
+def _result(result: Any) -> Result:
+    if isinstance(result, Operand):
+        return Result(result.value, result.note)
+    return result if isinstance(result, Result) else Result(result)
+
+
 def _checked(
     site: Site, rule: Rule, results: Sequence[Any], known: bool, shared: bool
 ) -> list[Operand]:
     """Turns a rule's results into operands; they must fit the equation's outputs."""
     name = getattr(rule, "__name__", repr(rule))
     outvars = site.equation.outvars
-    results = [r if isinstance(r, Result) else Result(r) for r in results]
+    if not isinstance(results, list | tuple):
+        raise RuleError(
+            f"{name} on {site.equation.primitive.name}: expected a list of outputs, "
+            f"got {type(results).__name__}. Return [y], or None to decline."
+        )
+    results = [_result(result) for result in results]
     if len(results) != len(outvars):
         raise RuleError(
             f"{name} on {site.equation.primitive.name}: expected {len(outvars)} "

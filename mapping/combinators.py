@@ -19,11 +19,17 @@ from mapping.core import (
     State,
     Variables,
     call,
+    check_result,
     describe,
     fold_name,
     require_variables,
 )
-from mapping.errors import FieldError, NameCollisionError, NotAMappingError
+from mapping.errors import (
+    FieldError,
+    NameCollisionError,
+    NotAMappingError,
+    ProtocolError,
+)
 
 Step = tuple[str | None, Mapping]
 
@@ -244,8 +250,18 @@ def _init_step(
     token = INIT_PATH.set(path)
     try:
         variables = step.init(key, *specs)
-        forward = functools.partial(step.apply, ctx=Context(key=key, path=path))
-        return variables, (jax.eval_shape(forward, variables, *specs)[0],)
+        if not isinstance(variables, Variables):
+            raise ProtocolError(
+                f"{'/'.join(path)} ({step.kind}): init should return Variables(params, "
+                f"state), got {type(variables).__name__}. Wrap it in Variables."
+            )
+        ctx = Context(key=key, path=path)
+
+        def forward(variables: Variables, *inputs: Any) -> Any:
+            result = step.apply(variables, *inputs, ctx=ctx)
+            return check_result(step, result, ctx)[0]
+
+        return variables, (jax.eval_shape(forward, variables, *specs),)
     finally:
         INIT_PATH.reset(token)
 

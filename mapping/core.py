@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 import numpy as np
 
-from mapping.errors import MissingKeyError, MissingVariablesError
+from mapping.errors import MissingKeyError, MissingVariablesError, ProtocolError
 from mapping.fields import check_fields
 from mapping.paths import Tree as Tree
 from mapping.paths import describe as describe
@@ -63,6 +63,12 @@ def require_key(key: Any) -> None:
         raise MissingKeyError(
             f"{initialising().where}: expected a random key, got "
             f"{type(key).__name__} {key!r}. Pass jax.random.key({key!r})."
+        )
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and key.dtype != np.uint32:
+        raise MissingKeyError(
+            f"{initialising().where}: expected a random key first, got "
+            f"{describe(key)}. Call init(jax.random.key(0), *specs)."
         )
 
 
@@ -282,8 +288,20 @@ def call(
     >>> y.tolist()
     [1.0, 1.0]
     """
+    inner = ctx.child(name)
     with jax.named_scope(name):
-        return mapping.apply(variables.child(name), *inputs, ctx=ctx.child(name))
+        result = mapping.apply(variables.child(name), *inputs, ctx=inner)
+    return check_result(mapping, result, inner)
+
+
+def check_result(mapping: Mapping, result: Any, ctx: Context) -> tuple[Any, State]:
+    """Refuses an `apply` that did not return two things."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ProtocolError(
+            f"{ctx.where} ({mapping.kind}): apply should return (outputs, new state), "
+            f"got {type(result).__name__}. End it with `return y, variables.state`."
+        )
+    return result
 
 
 def _chain(first: Any, second: Any) -> Mapping:

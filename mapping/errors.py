@@ -41,6 +41,10 @@ class NotAMappingError(MappingError, TypeError):
     """Something that is neither a mapping nor a function was composed."""
 
 
+class ProtocolError(MappingError, TypeError):
+    """An `init` or `apply` returned something else than the protocol says."""
+
+
 class NotTrainableError(MappingError, TypeError):
     """Params that have no gradient, such as integers, were to be trained."""
 

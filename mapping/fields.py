@@ -30,6 +30,12 @@ def check_fields(mapping: Any) -> None:
             ) from error
 
 
+def check_count(value: Any, where: str) -> None:
+    """Refuses what is no number of things."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise FieldError(f"{where}: expected a whole number >= 1, got {value!r}.")
+
+
 def _check_part(value: Any, where: str) -> None:
     if isinstance(value, jax.Array | np.ndarray):
         raise FieldError(

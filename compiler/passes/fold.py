@@ -162,7 +162,8 @@ def _early(
 
 
 def _named(jaxpr: jaxprs.Jaxpr, graph: Graph, kept: Sequence[Any]) -> dict[str, Any]:
-    """Names each new leaf after the largest leaf it was computed from.
+    """Names each new leaf after the largest leaf it was computed from (a bias, of
+    equals, and of those the one that is used first).
 
     The new leaves stand in the order of the leaves they are named after.
     """
@@ -173,15 +174,29 @@ def _named(jaxpr: jaxprs.Jaxpr, graph: Graph, kept: Sequence[Any]) -> dict[str, 
     for var, inputs in parents.items():
         own = (place[var],) if var in place else ()
         roots[var] = frozenset(own).union(*(roots[u] for u in inputs))
+    rank = _ranks(graph)
     named = {graph.paths[place[v]]: (place[v], v) for v in kept if v in place}
     for var in kept:
         if var not in place:
-            ranked = sorted(roots[var], key=lambda i: (-graph.leaves[i].bytes, i))
+            ranked = sorted(roots[var], key=lambda i: rank[i])
             free = [i for i in ranked if graph.paths[i] not in named]
             root = (free or ranked)[0]
             named[free_path(graph.paths[root], named)] = (root, var)
     ordered = sorted(named.items(), key=lambda item: item[1][0])
     return {name: var for name, (_, var) in ordered}
+
+
+def _ranks(graph: Graph) -> list[tuple[Any, ...]]:
+    """Orders leaves to be named after: the largest, a bias first, then by first use."""
+    used: dict[Any, int] = {}
+    for i, equation in enumerate(jaxprs.equations(graph.jaxpr)):
+        for var in equation.invars:
+            if not jaxprs.is_literal(var):
+                used.setdefault(var, i)
+    return [
+        (-leaf.bytes, leaf.path.split("/")[-1] not in ("bias", "b"), used.get(var, 0))
+        for leaf, var in zip(graph.leaves, graph.jaxpr.jaxpr.invars, strict=False)
+    ]
 
 
 def _record(

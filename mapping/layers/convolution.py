@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer
 
 from mapping.core import Context, State, Variables, describe
 from mapping.errors import FieldError, ShapeMismatchError
+from mapping.fields import check_count
 from mapping.foreign import require_arrays
 from mapping.layers.linen import LinenLayer
 
@@ -52,6 +53,7 @@ class Conv(LinenLayer):
     kernel_init: Initializer | None = None
 
     def __post_init__(self) -> None:
+        check_count(self.features, "Conv.features")
         if not isinstance(self.kernel_size, tuple):
             raise FieldError(
                 "Conv.kernel_size: expected an extent for each spatial axis, got "

@@ -8,6 +8,7 @@ import flax.linen as nn
 from jax.nn.initializers import Initializer
 
 from mapping.core import Variables
+from mapping.fields import check_count
 from mapping.layers.linen import LinenLayer
 
 
@@ -34,6 +35,9 @@ class Dense(LinenLayer):
     features: int
     use_bias: bool = True
     kernel_init: Initializer | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self.features, "Dense.features")
 
     def module(self) -> nn.Module:
         """`flax.linen.Dense`."""

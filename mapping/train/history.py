@@ -26,6 +26,9 @@ class History:
 
     def column(self, name: str) -> list[float]:
         """Every epoch's value of one quantity."""
+        known = self.rows[0] if self.rows else {}
+        if name not in known:
+            raise KeyError(f"{name!r}: not logged. There are: {', '.join(known)}.")
         return [row[name] for row in self.rows]
 
     def save(self, path: str | Path) -> Path:

@@ -293,3 +293,27 @@ def test_linen_module_in_training_mode_with_a_key_as_input():
     for seed in (3, 4):
         key = jax.random.key(seed)
         assert relative_error(folded(X, key), forward(variables, X, key)) < 1e-6
+
+
+def test_a_pass_that_was_not_called_is_told(program):
+    with pytest.raises(TypeError, match=r"Call it: program >> fold\(\)"):
+        program >> mc.fold
+
+
+def test_a_bias_keeps_its_name_through_folding():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3))(x))
+
+    x = normal(2, 6, 6, 3)
+    variables = disturbed(Net().init(jax.random.key(0), x))
+    folded = mc.trace(Net().apply, variables, x) >> mc.fold()
+    assert folded.graph.paths == ["params/Conv_0/bias", "params/Conv_0/kernel"]
+
+
+def test_a_loaded_program_says_why_nothing_in_it_is_quantized(program, tmp_path):
+    loaded = mc.load(program.save(tmp_path / "program")) >> mc.quantize.weights()
+    assert {e.what for e in loaded.history[-1].events.skipped} == {
+        "belongs to a loaded program, whose inside cannot be seen"
+    }

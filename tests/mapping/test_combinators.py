@@ -533,3 +533,41 @@ def test_a_lambda(compose):
 def test_what_cannot_be_called_is_refused_on_the_left_too(value: Any):
     with pytest.raises(NotAMappingError, match="a mapping or a function"):
         value >> Dense(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgets(Mapping):
+    """Returns its output alone."""
+
+    def apply(self, variables, x, *, ctx):
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare(Mapping):
+    """Makes params without Variables."""
+
+    def init(self, key, x):
+        return {"scale": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(Forgets(), r"encoder/step \(Forgets\): apply should return"),
+     (Bare(), r"encoder/step \(Bare\): init should return Variables")],
+)  # fmt: skip
+def test_a_layer_that_breaks_the_protocol_is_told_by_path(step, said):
+    net = Serial(encoder=Serial(step=step))
+    with pytest.raises(MappingError, match=said):
+        net.init(jax.random.key(0), SPEC)
+
+
+def test_an_input_in_place_of_the_key_is_told():
+    with pytest.raises(MappingError, match=r"expected a random key first, got float32"):
+        Dense(2).init(X)
+
+
+@pytest.mark.parametrize("features", [0, -1, "8", 2.5, True])
+def test_features_are_counted_in_whole_numbers(features):
+    with pytest.raises(FieldError, match=r"Dense\.features: expected a whole number"):
+        Dense(features)

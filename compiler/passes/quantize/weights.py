@@ -115,8 +115,14 @@ class QuantizeWeights(Pass):
         """The leaves to quantize, with the axes each scale is shared along."""
         chosen = {}
         uses = weight_uses(graph)
+        opaque = any(
+            equation.primitive.name == "call_exported"
+            for equation, _ in jaxprs.nested(graph.jaxpr)
+        )
         for i, leaf in enumerate(graph.leaves):
             why = self._why_not(leaf, uses.get(i))
+            if opaque and uses.get(i) is None:
+                why = "belongs to a loaded program, whose inside cannot be seen"
             if why is None:
                 axes = tuple(sorted(uses[i].summed))
                 chosen[leaf.path] = axes or tuple(range(len(leaf.spec.shape) - 1))
@@ -142,7 +148,7 @@ class QuantizeWeights(Pass):
         return None
 
 
-def weights(dtype: str = "int8", *, skip: Sequence[str] = ()) -> QuantizeWeights:
+def weights(dtype: str = "int8", *, skip: str | Sequence[str] = ()) -> QuantizeWeights:
     """Stores weights in 8 bits; see [`QuantizeWeights`][].
 
     >>> import compiler as mc
@@ -151,7 +157,7 @@ def weights(dtype: str = "int8", *, skip: Sequence[str] = ()) -> QuantizeWeights
     >>> program.bytes, small.bytes, small.graph.paths
     (16384, 4352, ['variables/scale', 'variables/values'])
     """
-    return QuantizeWeights(dtype, tuple(skip))
+    return QuantizeWeights(dtype, (skip,) if isinstance(skip, str) else tuple(skip))
 
 
 def _quantize(value: Any, axes: tuple[int, ...], dtype: str) -> list[Any]:
