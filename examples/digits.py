@@ -78,8 +78,8 @@ def data():
 
 
 def train(net, training, validation):
-    """Forty epochs of Adam on a cosine schedule."""
-    batch, epochs = 64, 40
+    """Seventy epochs of Adam on a cosine schedule."""
+    batch, epochs = 64, 70
     steps = epochs * (len(training[0]) // batch)
     return mp.train.fit(
         net, training,
