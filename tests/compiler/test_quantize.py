@@ -171,6 +171,18 @@ def test_no_weight_moves_by_more_than_half_a_step(w):
     assert np.all(got[:, np.abs(w).max(axis=0) == 0] == 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_smallest_weights_stay_finite_and_within_half_a_step(dtype):
+    tiny = float(jnp.finfo(dtype).tiny)
+    w = jnp.asarray((np.arange(16 * 32).reshape(16, 32) % 7 - 3) * tiny, dtype)
+    small = mc.trace(lambda v, x: x @ v["w"], {"w": w}, X.astype(dtype))
+    leaves = (small >> mc.quantize.weights()).variables["w"]
+    scale = np.asarray(leaves["scale"], np.float64)
+    assert np.all(scale >= tiny)
+    got = np.asarray(leaves["values"], np.float64) * scale
+    assert np.all(np.abs(got - np.asarray(w, np.float64)) <= scale / 2 * (1 + 1e-5))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_refused_by_path(bad):
     program = mc.trace(lambda v, x: x @ v["w"], {"w": W.at[3, 4].set(bad)}, X)

@@ -161,14 +161,19 @@ def weights(dtype: str = "int8", *, skip: str | Sequence[str] = ()) -> QuantizeW
 
 
 def _quantize(value: Any, axes: tuple[int, ...], dtype: str) -> list[Any]:
-    """Returns (scale, values); an all-zero channel has scale one."""
+    """Returns (scale, values); an all-zero channel has scale one.
+
+    A scale is never smaller than the smallest normal number of its dtype: processors
+    take what is smaller for zero.
+    """
     wide = value.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True)
-    scale = jnp.where(largest > 0, largest / _LEVELS[dtype], 1.0)
-    rounded = jnp.round(wide / scale)
-    limit = _LEVELS[dtype]
+    limit, smallest = _LEVELS[dtype], float(jnp.finfo(value.dtype).tiny)
+    scale = jnp.where(largest > 0, jnp.maximum(largest / limit, smallest), 1.0)
+    scale = scale.astype(value.dtype)
+    rounded = jnp.round(wide / scale.astype(jnp.float32))
     values = jnp.clip(rounded, -limit, limit).astype(dtype)
-    return [scale.astype(value.dtype), values]
+    return [scale, values]
 
 
 def _dequantize(path: str, scale: Any, values: Any) -> Any:
