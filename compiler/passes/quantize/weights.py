@@ -124,8 +124,7 @@ class QuantizeWeights(Pass):
             if opaque and uses.get(i) is None:
                 why = "belongs to a loaded program, whose inside cannot be seen"
             if why is None:
-                axes = tuple(sorted(uses[i].summed))
-                chosen[leaf.path] = axes or tuple(range(len(leaf.spec.shape) - 1))
+                chosen[leaf.path] = _shared_axes(leaf, uses[i])
                 why = f"{leaf.spec.dtype} -> {self.dtype}"
                 events.fired.append(Event(leaf.path, why))
             else:
@@ -142,8 +141,8 @@ class QuantizeWeights(Pass):
             return "reaches no product, convolution or look-up as a weight"
         if len(shape) < 2:
             return "has fewer than two axes"
-        axes = tuple(sorted(use.summed)) or tuple(range(len(shape) - 1))
-        if sum(map(nbytes, _specs(leaf, axes, self.dtype))) >= leaf.bytes:
+        specs = _specs(leaf, _shared_axes(leaf, use), self.dtype)
+        if sum(map(nbytes, specs)) >= leaf.bytes:
             return "would not get smaller: too few values share a scale"
         return None
 
@@ -158,6 +157,11 @@ def weights(dtype: str = "int8", *, skip: str | Sequence[str] = ()) -> QuantizeW
     (16384, 4352, ['variables/scale', 'variables/values'])
     """
     return QuantizeWeights(dtype, (skip,) if isinstance(skip, str) else tuple(skip))
+
+
+def _shared_axes(leaf: Leaf, use: Use) -> tuple[int, ...]:
+    """The axes a scale is shared along: those summed over, else all but the last."""
+    return tuple(sorted(use.summed)) or tuple(range(len(leaf.spec.shape) - 1))
 
 
 def _quantize(value: Any, axes: tuple[int, ...], dtype: str) -> list[Any]:
