@@ -11,13 +11,22 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from mapping.built import Built as Built
 from mapping.combinators import Lift as Lift
 from mapping.combinators import Serial as Serial
 from mapping.core import Context as Context
 from mapping.core import Mapping as Mapping
 from mapping.core import Variables as Variables
 from mapping.core import call as call
+from mapping.core import init as init
 from mapping.core import leaf_paths as leaf_paths
+from mapping.core import outline as outline
+from mapping.core import output_spec as output_spec
+from mapping.model import Model as Model
+from mapping.param import Param as Param
+from mapping.registry import Example as Example
+from mapping.registry import build as build
+from mapping.registry import register as register
 from mapping.tree import select as select
 
 if TYPE_CHECKING:

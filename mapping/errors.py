@@ -51,3 +51,15 @@ class NotTrainableError(MappingError, TypeError):
 
 class DataError(MappingError, ValueError):
     """The arrays given to training do not fit together."""
+
+
+class RegistrationError(MappingError, ValueError):
+    """A name is taken, or a registered thing is built without a field it needs."""
+
+
+class UnknownNameError(MappingError, LookupError):
+    """A name, or a field, that nothing is registered under."""
+
+
+class ConfigError(MappingError, ValueError):
+    """Something that cannot be written as JSON, or be read back from it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import jax
@@ -44,3 +46,10 @@ def describe(value: Tree) -> str:
 
     leaves = jax.tree.leaves(value)
     return one(leaves[0]) if len(leaves) == 1 else f"({', '.join(map(one, leaves))})"
+
+
+def nearest(path: str, known: Iterable[str]) -> str:
+    """Lists the known names most like `path`, for error messages."""
+    known = list(known)
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or known[:3]
+    return ", ".join(close) or "(none)"

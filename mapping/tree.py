@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from mapping.core import Tree, leaf_paths, path_string
 from mapping.errors import UnknownPathError
+from mapping.paths import nearest
 
 
 def matches(glob: str, path: str) -> bool:
@@ -21,13 +21,6 @@ def matches(glob: str, path: str) -> bool:
     True
     """
     return fnmatch.fnmatchcase(path, glob)
-
-
-def nearest(path: str, known: Iterable[str]) -> str:
-    """Lists the known paths most like `path`, for error messages."""
-    known = list(known)
-    close = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or known[:3]
-    return ", ".join(close) or "(none)"
 
 
 @dataclasses.dataclass(frozen=True)

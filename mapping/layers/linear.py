@@ -10,8 +10,10 @@ from jax.nn.initializers import Initializer
 from mapping.core import Variables
 from mapping.fields import check_count
 from mapping.layers.linen import LinenLayer
+from mapping.registry import Example, register, spec
 
 
+@register("layer", "dense", examples=lambda: Example(Dense(4), (spec(2, 3),)))
 @dataclasses.dataclass(frozen=True)
 class Dense(LinenLayer):
     r"""An affine map of the last axis.

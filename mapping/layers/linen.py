@@ -34,6 +34,7 @@ from mapping.foreign import (
     named_errors,
     require_arrays,
 )
+from mapping.nesting import as_spec
 
 _TRAIN_FLAGS = ("train", "training", "is_training")
 _INFERENCE_FLAGS = ("deterministic", "use_running_average", "inference")
@@ -75,8 +76,7 @@ class LinenLayer(Mapping):
         with self._guard(ctx, specs), lenient_promotion():
             module = self.module()
             flags: dict[str, Any] = _mode(module, train=False)
-            specs = jax.tree.map(_spec, specs)
-            collections = dict(module.lazy_init(key, *specs, **flags))
+            collections = dict(module.lazy_init(key, *as_spec(specs), **flags))
         return Variables(collections.pop("params", {}), self._to_state(collections))
 
     def apply(
@@ -222,13 +222,3 @@ def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
     accepted = inspect.signature(type(module).__call__).parameters
     flags = {name: train for name in _TRAIN_FLAGS if name in accepted}
     return flags | {name: not train for name in _INFERENCE_FLAGS if name in accepted}
-
-
-def _spec(value: Any) -> jax.ShapeDtypeStruct:
-    if not hasattr(value, "shape"):
-        raise ShapeMismatchError(
-            f"{initialising().where}: init expects arrays or ShapeDtypeStructs, got "
-            f"{type(value).__name__}. Convert with jnp.asarray."
-        )
-    dtype = jax.dtypes.canonicalize_dtype(value.dtype)
-    return jax.ShapeDtypeStruct(value.shape, dtype)

@@ -231,7 +231,7 @@ def test_the_names_are_the_scopes_of_the_traced_equations():
     [
         lambda: Serial(a=Dense(2)) >> Serial(a=Dense(3)),
         lambda: Serial(a=Dense(2)) >> double >> Serial(a=Dense(2)),
-        lambda: Serial.from_steps((("a", Dense(2)), ("a", Dense(2)))),
+        lambda: Serial.from_fields(steps=(("a", Dense(2)), ("a", Dense(2)))),
     ],
     ids=["side by side", "further on", "from steps"],
 )
