@@ -14,6 +14,7 @@ from compiler.cost import cost as cost
 from compiler.executable import latency as latency
 from compiler.inspect import report as report
 from compiler.inspect import show as show
+from compiler.inspect import summary as summary
 from compiler.passes import Fold as Fold
 from compiler.passes import fold as fold
 from compiler.passes import quantize as quantize

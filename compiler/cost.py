@@ -52,7 +52,7 @@ class Cost:
 
     Attributes:
         flops: additions and multiplications (a fused multiply-add is two).
-        by_scope: the same, by the scope it happens in.
+        by_scope: the same, by the scope it happens in, loops and calls included.
         uncounted: primitives whose inside cannot be seen, or whose number of
             iterations is not known (`while`, counted once).
     """
@@ -77,7 +77,7 @@ def cost(program: Program | Graph) -> Cost:
     by_scope: Counter[str] = Counter()
     uncounted: set[str] = set()
     graph = program if isinstance(program, Graph) else program.graph
-    _count(graph.jaxpr, 1, by_scope, uncounted)
+    _count(graph.jaxpr, 1, "", by_scope, uncounted)
     return Cost(sum(by_scope.values()), by_scope, tuple(sorted(uncounted)))
 
 
@@ -99,7 +99,11 @@ def equation_flops(equation: jaxprs.Equation) -> int:
 
 
 def _count(
-    jaxpr: jaxprs.Jaxpr, times: int, by_scope: Counter[str], uncounted: set[str]
+    jaxpr: jaxprs.Jaxpr,
+    times: int,
+    within: str,
+    by_scope: Counter[str],
+    uncounted: set[str],
 ) -> None:
     for equation in jaxprs.equations(jaxpr):
         name, bodies = equation.primitive.name, jaxprs.bodies(equation)
@@ -108,11 +112,12 @@ def _count(
         if name in ("call_exported", "pure_callback", "io_callback", "ffi_call"):
             uncounted.add(name)
             continue
-        by_scope[jaxprs.scope(equation)] += times * equation_flops(equation)
+        scope = "/".join(filter(None, (within, jaxprs.scope(equation))))
+        by_scope[scope] += times * equation_flops(equation)
         inner = times * (equation.params["length"] if name == "scan" else 1)
         counted = [Counter() for _ in bodies]
         for body, into in zip(bodies, counted, strict=True):
-            _count(body.jaxpr, inner, into, uncounted)
+            _count(body.jaxpr, inner, scope, into, uncounted)
         if name == "cond":
             counted = [max(counted, key=lambda c: sum(c.values()))]
         for found in counted:

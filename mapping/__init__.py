@@ -12,8 +12,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 from mapping.built import Built as Built
+from mapping.combinators import Branch as Branch
+from mapping.combinators import Capture as Capture
+from mapping.combinators import Ensemble as Ensemble
+from mapping.combinators import Frozen as Frozen
 from mapping.combinators import Lift as Lift
+from mapping.combinators import Parallel as Parallel
+from mapping.combinators import Repeat as Repeat
+from mapping.combinators import Residual as Residual
 from mapping.combinators import Serial as Serial
+from mapping.combinators import Shared as Shared
+from mapping.combinators import Tie as Tie
+from mapping.combinators import Vmap as Vmap
+from mapping.config import from_config as from_config
+from mapping.config import to_config as to_config
 from mapping.core import Context as Context
 from mapping.core import Mapping as Mapping
 from mapping.core import Variables as Variables
@@ -27,18 +39,34 @@ from mapping.param import Param as Param
 from mapping.registry import Example as Example
 from mapping.registry import build as build
 from mapping.registry import register as register
+from mapping.tree import diff as diff
+from mapping.tree import load as load
+from mapping.tree import merge as merge
 from mapping.tree import select as select
 
 if TYPE_CHECKING:
     from mapping import augment as augment
     from mapping import data as data
     from mapping import errors as errors
+    from mapping import interop as interop
     from mapping import layers as layers
     from mapping import losses as losses
     from mapping import metrics as metrics
+    from mapping import models as models
+    from mapping import optimizers as optimizers
+    from mapping import testing as testing
     from mapping import train as train
 
-_SUBMODULES = ("augment", "data", "errors", "layers", "losses", "metrics", "train")
+_SUBMODULES = (
+    "augment",
+    "data",
+    "errors",
+    "layers",
+    "losses",
+    "metrics",
+    "testing",
+    "train",
+)
 
 
 def __getattr__(name: str) -> object:

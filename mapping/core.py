@@ -17,6 +17,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
+from mapping.captured import captured_by_path as captured_by_path
+from mapping.captured import split_captured as split_captured
 from mapping.context import INIT_PATH as INIT_PATH
 from mapping.context import Context as Context
 from mapping.context import Params as Params

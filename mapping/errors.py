@@ -63,3 +63,31 @@ class UnknownNameError(MappingError, LookupError):
 
 class ConfigError(MappingError, ValueError):
     """Something that cannot be written as JSON, or be read back from it."""
+
+
+class ConformanceError(MappingError, AssertionError):
+    """A mapping does not keep what is promised of every mapping."""
+
+
+class OutOfRangeError(MappingError, IndexError):
+    """A number stands for nothing: a token without a vector, a position too far."""
+
+
+class MissingDependencyError(MappingError, ImportError):
+    """An optional library is needed and not installed."""
+
+
+class SelectorError(MappingError, TypeError):
+    """What is selected by is no glob, type or predicate."""
+
+
+class MergeError(MappingError, ValueError):
+    """Trees that are to be merged hold the same leaf, or have different nodes."""
+
+
+class LoadError(MappingError, ValueError):
+    """Values do not fit the tree they are loaded into; it shows where."""
+
+
+class GenerationError(MappingError, ValueError):
+    """What a text is to be drawn from, or how, makes none: too long, no such number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from collections.abc import Mapping as Dict
 from typing import Any
@@ -10,18 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mapping.captured import join_captured, split_captured
 from mapping.combinators.lift import as_mapping
 from mapping.context import (
+    INIT_PATH,
     Context,
     Params,
     State,
     Variables,
     fold_name,
+    initialising,
     require_key,
     require_variables,
 )
 from mapping.core import Mapping
-from mapping.errors import NameCollisionError, UnknownPathError
+from mapping.errors import NameCollisionError, ShapeMismatchError, UnknownPathError
 from mapping.nesting import (
     Spec,
     as_spec,
@@ -86,6 +90,7 @@ class Model(Mapping):
         require_key(key)
         parts = _parts(self)
         sketch = _Sketch(parts)
+        self._check_count(specs, initialising())
         jax.eval_shape(lambda *xs: self.forward(sketch, *xs), *as_spec(specs))
         return gather(
             {
@@ -99,8 +104,20 @@ class Model(Mapping):
     ) -> tuple[Any, State]:
         """Runs `forward`."""
         require_variables(variables, ctx)
+        self._check_count(inputs, ctx)
         run = Run(_parts(self), variables, ctx)
         return self.forward(run, *inputs), run.state
+
+    def _check_count(self, inputs: tuple[Any, ...], ctx: Context) -> None:
+        takes = inspect.signature(self.forward)
+        try:
+            takes.bind(None, *inputs)
+        except TypeError as error:
+            wanted = ", ".join(list(takes.parameters)[1:])
+            raise ShapeMismatchError(
+                f"{ctx.where} ({self.kind}): expects the inputs ({wanted}), got "
+                f"{len(inputs)}: {error}. Give it what its forward takes."
+            ) from error
 
 
 class Run:
@@ -147,6 +164,9 @@ class Run:
     def _call(self, name: str, *inputs: Any) -> Any:
         variables = Variables(self.params, self.state)
         outputs, state = call(name, self._parts[name], variables, *inputs, ctx=self.ctx)
+        if self.ctx.capture:
+            seen = split_captured(self.state.get(name, {}))[1]
+            state = join_captured(seen, state)
         if state:
             self.state[name] = state
         return outputs
@@ -156,7 +176,8 @@ class _Sketch(Run):
     """A run with shapes alone, which notes what each part is first given."""
 
     def __init__(self, parts: dict[str, Mapping]) -> None:
-        super().__init__(parts, Variables({}, {}), Context(key=jax.random.key(0)))
+        ctx = Context(key=jax.random.key(0), path=INIT_PATH.get())
+        super().__init__(parts, Variables({}, {}), ctx)
         self.given: dict[str, tuple[Spec, ...]] = {}
 
     def _call(self, name: str, *inputs: Any) -> Any:

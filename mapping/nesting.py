@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
+from mapping.captured import CAPTURED, split_captured
 from mapping.context import INIT_PATH, Context, State, Variables, initialising
 from mapping.errors import ProtocolError, ShapeMismatchError
 
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 
 Spec: TypeAlias = Any
 """A pytree of `jax.ShapeDtypeStruct`s (arrays are read as such)."""
-
-CAPTURED = ""
-"""Where, in a mapping's new state, its captured output travels to `Capture`.
-
-No name is empty, so it cannot collide; the state is the one wire that every
-composite passes up already, through loops and batches alike.
-"""
 
 
 def init(name: str, mapping: Mapping, key: jax.Array, *specs: Spec) -> Variables:
@@ -77,9 +71,11 @@ def call(
     >>> y.tolist()
     [1.0, 1.0]
     """
-    inner = ctx.child(name)
+    inner, own = ctx.child(name), variables.child(name)
+    if ctx.capture:  # a child that was called before has its output there
+        own = Variables(own.params, split_captured(own.state)[0])
     with jax.named_scope(name):
-        result = mapping.apply(variables.child(name), *inputs, ctx=inner)
+        result = mapping.apply(own, *inputs, ctx=inner)
     outputs, state = check_result(mapping, result, inner)
     if any(fnmatch.fnmatchcase(inner.where, glob) for glob in ctx.capture):
         state = {**state, CAPTURED: outputs}
@@ -174,7 +170,7 @@ def _remembered(function: Any, *arguments: Any) -> Any:
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def _memory(function: Any, leaves: tuple[Any, ...], tree: Any, widest: Any) -> Any:
     return function(*jax.tree.unflatten(tree, leaves))
 

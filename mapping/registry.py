@@ -53,8 +53,12 @@ class Example:
         mapping: an instance.
         inputs: what it is called with: arrays, or specs that random ones are made for.
         batched: whether it treats leading axes before the first as more of the batch.
-        differentiable: whether its outputs have a derivative.
+        differentiable: whether its outputs have a derivative that differences agree
+            with; a straight-through one does not.
         caches: whether its state moves in inference too (a decoder's cache).
+        keeps_dtype: whether its outputs have its inputs' dtype; a metric counts.
+        value: whether it equals its copy and has a configuration; an adapter of a
+            foreign module may not.
         tolerance: of bfloat16 against float32, relative to the largest output.
 
     >>> from mapping.layers import Dense
@@ -67,6 +71,8 @@ class Example:
     batched: bool = True
     differentiable: bool = True
     caches: bool = False
+    keeps_dtype: bool = True
+    value: bool = True
     tolerance: float = 0.05
 
 
@@ -201,6 +207,7 @@ def entries(kind: str | None = None) -> tuple[Entry, ...]:
     for each in kinds:
         _check_kind(each)
         _load_ours(each)
+        _load_installed(each)
     found = [entry for entry in _entries.values() if entry.kind in kinds]
     return tuple(sorted(found, key=lambda entry: entry.label))
 
@@ -213,29 +220,27 @@ def build(kind: str, name: str, /, *args: Any, **fields: Any) -> Any:
         RegistrationError: if a field is missing.
 
     >>> build("layer", "dense", features=8)
-    Dense(features=8, use_bias=True, kernel_init=None)
+    Dense(features=8, use_bias=True, kernel_init=None, bias_init=None)
     """
     entry = lookup(kind, name)
-    check_arguments(entry, args, fields)
+    check_arguments(entry.label, entry.target, list(entry.fields()), fields, *args)
     return entry.target(*args, **fields)
 
 
-def check_arguments(entry: Entry, args: tuple[Any, ...], fields: Any) -> None:
+def check_arguments(
+    label: str, make: Any, known: list[str], fields: dict[str, Any], *args: Any
+) -> None:
     """Refuses misspelt and missing fields, with the nearest ones."""
-    known = entry.fields()
-    kinds = {parameter.kind for parameter in known.values()}
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        for name in fields:
-            if name not in known:
-                raise UnknownNameError(
-                    f"{entry.label}: has no field {name!r}. Nearest: "
-                    f"{nearest(name, known)}."
-                )
+    for name in fields:
+        if name not in known:
+            raise UnknownNameError(
+                f"{label}: has no field {name!r}. Nearest: {nearest(name, known)}."
+            )
     try:
-        inspect.signature(entry.target).bind(*args, **fields)
+        inspect.signature(make).bind(*args, **fields)
     except TypeError as error:
         raise RegistrationError(
-            f"{entry.label}: {error}. Its fields: {', '.join(known)}."
+            f"{label}: {error}. Its fields: {', '.join(known)}."
         ) from error
 
 
@@ -260,6 +265,8 @@ def _load_ours(kind: str) -> None:
         importlib.import_module(_OURS[kind])
 
 
-def _load_installed(kind: str, name: str) -> None:
-    for point in importlib.metadata.entry_points(group=f"mapping.{kind}", name=name):
-        register(kind, name)(point.load())
+def _load_installed(kind: str, name: str | None = None) -> None:
+    """Enters what installed packages announce, all of a kind or one name of it."""
+    for point in importlib.metadata.entry_points(group=f"mapping.{kind}"):
+        if name in (None, point.name) and (kind, point.name) not in _entries:
+            register(kind, point.name)(point.load())

@@ -3,3 +3,4 @@
 from compiler.inspect.report import Report as Report
 from compiler.inspect.report import report as report
 from compiler.inspect.show import show as show
+from compiler.inspect.summary import summary as summary

@@ -13,7 +13,7 @@ from compiler.binding import digests
 from compiler.errors import VerifyError
 from compiler.graph import Graph
 from compiler.rewrite import Events
-from mapping.core import describe
+from mapping.core import describe, register
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -91,6 +91,7 @@ class Pass:
         return (self,)
 
 
+@register("pass", "pipeline")
 @dataclasses.dataclass(frozen=True)
 class Pipeline(Pass):
     """Passes one after the other; what `>>` makes. `Pipeline()` is the identity.

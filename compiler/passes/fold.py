@@ -23,11 +23,13 @@ from compiler.passes.base import Pass, Rewrite, fingerprint
 from compiler.passes.collapse import COLLAPSE
 from compiler.passes.hoist import HOIST
 from compiler.rewrite import Event, Events, Walk, early_sites
+from mapping.core import register
 
 if TYPE_CHECKING:
     from compiler.program import Program
 
 
+@register("pass", "fold")
 @dataclasses.dataclass(frozen=True)
 class Fold(Pass):
     r"""Evaluates everything that depends on params alone, once, at compile time.

@@ -10,8 +10,14 @@ import jax.numpy as jnp
 
 from mapping.core import Context, Mapping, State, Variables, describe
 from mapping.errors import FieldError, ShapeMismatchError
+from mapping.registry import Example, register, spec
 
 
+@register(
+    "augmentation",
+    "random_shift",
+    examples=lambda: Example(RandomShift(1), (spec(2, 4, 5, 1),), batched=False),
+)
 @dataclasses.dataclass(frozen=True)
 class RandomShift(Mapping):
     r"""Moves each image of a batch by up to `reach` pixels in training.

@@ -14,11 +14,19 @@ import jax
 from mapping.core import Context, Mapping, State, Variables, describe, fold_name
 from mapping.errors import FieldError, MissingVariablesError, NotAMappingError
 from mapping.param import Param
-from mapping.registry import register
+from mapping.registry import Example, register, spec
 
 
-@register("combinator", "lift")
-@dataclasses.dataclass(frozen=True)
+def _examples() -> tuple[Example, ...]:
+    slope = Param((-1,), 0.1)
+    return (
+        Example(Lift(jax.numpy.tanh), (spec(2, 3),)),
+        Example(Lift.of(jax.nn.leaky_relu, negative_slope=slope), (spec(2, 3),)),
+    )
+
+
+@register("combinator", "lift", examples=_examples)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Lift(Mapping):
     r"""Lifts a plain function to a mapping.
 
@@ -69,6 +77,12 @@ class Lift(Mapping):
             for field in ("function", "options"):
                 object.__setattr__(self, field, getattr(whole, field))
             object.__setattr__(self, "specs", (*whole.specs, *self.specs))
+
+    def __repr__(self) -> str:
+        keywords = (*self.options, *self.specs)
+        if not keywords:
+            return self.kind
+        return f"{self.kind}({', '.join(f'{k}={v!r}' for k, v in keywords)})"
 
     def __reduce__(self) -> Any:
         """Copies and pickles a function by the name it is imported by."""

@@ -21,11 +21,18 @@ from mapping.core import (
     require_variables,
 )
 from mapping.nesting import gather, under
-from mapping.registry import register
+from mapping.registry import Example, register, spec
 
 
-@register("combinator", "serial")
-@dataclasses.dataclass(frozen=True, init=False)
+def _examples() -> Example:
+    from mapping.layers import BatchNorm, Dense, Dropout
+
+    net = Serial(hidden=Dense(4), norm=BatchNorm(), drop=Dropout(0.5), act=jax.nn.silu)
+    return Example(net, (spec(5, 3),))
+
+
+@register("combinator", "serial", examples=_examples)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Serial(Steps):
     r"""Composition: each step is given what the one before it returned.
 

@@ -15,7 +15,7 @@ from mapping.errors import NameCollisionError
 Step = tuple[str | None, Mapping]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Steps(Mapping):
     """Several mappings under one roof, each with a name.
 
@@ -57,11 +57,21 @@ class Steps(Mapping):
     @classmethod
     def from_fields(cls, *, steps: tuple[Step, ...], **fields: Any) -> Self:
         """Builds it from `(name or None, mapping)` pairs and its other fields."""
-        made = cls(**fields)
+        made = cls.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(made, name, value)
         pairs = tuple((name, as_mapping(step)) for name, step in steps)
         object.__setattr__(made, "steps", pairs)
         made.__post_init__()
         return made
+
+    def __repr__(self) -> str:
+        parts = [repr(s) if n is None else f"{n}={s!r}" for n, s in self.steps]
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                parts.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

@@ -9,9 +9,19 @@ import flax.linen as nn
 
 from mapping.core import Context, State, Variables
 from mapping.errors import FieldError
+from mapping.foreign import require_arrays
 from mapping.layers.linen import LinenLayer
+from mapping.registry import Example, register, spec
 
 
+@register(
+    "layer",
+    "dropout",
+    examples=lambda: (
+        Example(Dropout(0.4), (spec(3, 4),)),
+        Example(Dropout(0.4, broadcast_axes=(-3, -2)), (spec(2, 2, 3),)),
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class Dropout(LinenLayer):
     r"""Zeroes each unit with probability `rate` in training, and rescales the rest.
@@ -25,6 +35,8 @@ class Dropout(LinenLayer):
 
     Attributes:
         rate: fraction dropped, in [0, 1).
+        broadcast_axes: axes along which one draw holds for all: (-3, -2) drops whole
+            channels of images (Tompson et al., 2014, https://arxiv.org/abs/1411.4280).
 
     >>> import jax
     >>> from mapping.core import Context, Variables
@@ -35,6 +47,7 @@ class Dropout(LinenLayer):
     """
 
     rate: float = 0.5
+    broadcast_axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
@@ -44,12 +57,13 @@ class Dropout(LinenLayer):
 
     def module(self) -> nn.Module:
         """`flax.linen.Dropout`."""
-        return nn.Dropout(self.rate)
+        return nn.Dropout(self.rate, broadcast_dims=self.broadcast_axes)
 
     def apply(
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[Any, State]:
         """Drops in training (which needs a key), passes through in inference."""
+        require_arrays(ctx, self.kind, inputs, count=1)
         if not ctx.train or self.rate == 0:
             return inputs[0], variables.state
         ctx.rng()  # linen names neither the path nor the fix when the key is missing

@@ -35,6 +35,7 @@ from mapping.foreign import (
     require_arrays,
 )
 from mapping.nesting import as_spec
+from mapping.registry import Example, register, spec
 
 _TRAIN_FLAGS = ("train", "training", "is_training")
 _INFERENCE_FLAGS = ("deterministic", "use_running_average", "inference")
@@ -167,6 +168,11 @@ class LinenLayer(Mapping):
         return {self.collection: state} if state else {}
 
 
+@register(
+    "layer",
+    "linen",
+    examples=lambda: Example(Linen(nn.Dense(3)), (spec(4, 2),), value=False),
+)
 @dataclasses.dataclass(frozen=True)
 class Linen(LinenLayer):
     """Lifts any flax.linen module to a mapping.

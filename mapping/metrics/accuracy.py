@@ -10,8 +10,21 @@ import jax.numpy as jnp
 
 from mapping.core import Context, Mapping, State, Variables, describe
 from mapping.errors import ShapeMismatchError
+from mapping.registry import Example, register, spec
 
 
+@register(
+    "metric",
+    "accuracy",
+    examples=lambda: Example(
+        Accuracy(),
+        (spec(3, 4), jnp.array([0, 2, 1])),
+        batched=False,
+        keeps_dtype=False,
+        differentiable=False,
+        caches=True,
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class Accuracy(Mapping):
     r"""Share of examples whose largest logit is at the target class, in [0, 1].

@@ -18,8 +18,9 @@ from mapping.core import (
     fold_name,
     leaf_paths,
 )
-from mapping.errors import FieldError, NotTrainableError, ShapeMismatchError
+from mapping.errors import NotTrainableError, ShapeMismatchError
 from mapping.foreign import lenient_promotion
+from mapping.optimizers import as_transform, partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class TrainStep(Mapping):
     Attributes:
         model: what is trained.
         loss: a mapping from (prediction, target) to a scalar.
-        optimizer: any optax transform.
+        optimizer: any optax transform; or what [`as_transform`][] takes for one, such
+            as `mapping.optimizers.adam(1e-3)`, or a dict of optimizers by path.
 
     >>> from mapping.layers import Dense
     >>> from mapping.losses import MeanSquaredError
@@ -50,14 +52,12 @@ class TrainStep(Mapping):
 
     model: Mapping
     loss: Mapping
-    optimizer: optax.GradientTransformation
+    optimizer: Any
 
     def __post_init__(self) -> None:
-        if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise FieldError(
-                "TrainStep.optimizer: expected an optax transform, got "
-                f"{self.optimizer!r}. Call it, such as optax.adam(1e-3)."
-            )
+        if isinstance(self.optimizer, dict):
+            object.__setattr__(self, "optimizer", partition(self.optimizer))
+        as_transform(self.optimizer, "TrainStep.optimizer")
 
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Makes a fresh model and optimizer for batches `(*inputs, target)`."""
@@ -69,12 +69,13 @@ class TrainStep(Mapping):
         """Makes the step's variables for a model that already has its own."""
         _check_trainable(variables.params)
         params, state = _strong(variables.params), _strong(variables.state)
+        optimizer = self._transform(Context(fold_name(key, "init"), train=True))
         return Variables(
             {},
             {
                 "params": params,
                 "state": state,
-                "optimizer": self.optimizer.init(params),
+                "optimizer": optimizer.init(params),
                 "step": jnp.zeros((), jnp.int32),
                 "key": key,
             },
@@ -102,9 +103,8 @@ class TrainStep(Mapping):
 
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, state), grads = gradient(now["params"])
-        optimizer = optax.with_extra_args_support(self.optimizer)
         with lenient_promotion():
-            updates, moments = optimizer.update(
+            updates, moments = self._transform(inner).update(
                 grads,
                 now["optimizer"],
                 now["params"],
@@ -119,6 +119,9 @@ class TrainStep(Mapping):
             "step": now["step"] + 1,
             "key": now["key"],
         }
+
+    def _transform(self, ctx: Context) -> optax.GradientTransformationExtraArgs:
+        return as_transform(self.optimizer, ctx=ctx.child("optimizer"))
 
 
 def _check_trainable(params: Any) -> None:

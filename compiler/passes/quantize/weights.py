@@ -17,6 +17,7 @@ from compiler.graph import Graph, Leaf, free_path, is_abstract, nbytes
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.quantize.sites import Use, weight_uses
 from compiler.rewrite import Event, Events
+from mapping.core import register
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _LEVELS = {"int8": 127}
 
 
+@register("pass", "quantize_weights")
 @dataclasses.dataclass(frozen=True)
 class QuantizeWeights(Pass):
     r"""Stores each weight in 8 bits, rounded to a grid of its own channel.

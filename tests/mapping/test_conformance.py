@@ -1,0 +1,189 @@
+"""Every registered mapping keeps the protocol, and the suite sees one that does not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import mapping as mp
+from mapping.core import Mapping, Variables
+from mapping.errors import ConformanceError
+from mapping.registry import entries
+from mapping.testing import CLAIMS, check, check_example
+
+SPEC = jax.ShapeDtypeStruct((2, 3), "float32")
+UNTRIED = {"function", "value", "pass"}
+OURS = [
+    entry
+    for entry in entries()
+    if entry.kind not in UNTRIED and entry.target.__module__.startswith("mapping.")
+]
+TRIED = [
+    pytest.param(example, id=f"{entry.label}-{number}")
+    for entry in OURS
+    for number, example in enumerate(entry.make_examples())
+]
+
+
+@pytest.mark.parametrize("example", TRIED)
+def test_a_registered_mapping_keeps_every_claim(example):
+    check_example(example)
+
+
+@pytest.mark.parametrize("entry", OURS, ids=lambda entry: entry.label)
+def test_every_registered_mapping_has_an_example(entry):
+    assert entry.make_examples()
+
+
+def test_every_stock_mapping_is_registered():
+    known = {entry.target for entry in OURS}
+    for kind in ("layers", "losses", "metrics", "augment", "combinators", "models"):
+        package = getattr(mp, kind)
+        for name in dir(package):
+            value = getattr(package, name)
+            if isinstance(value, type) and issubclass(value, Mapping):
+                assert value in known | ADAPTERS, f"{kind}.{name} is not registered"
+
+
+ADAPTERS = {mp.layers.Linen}
+
+
+# --- the suite is worth something: a mapping that breaks one claim is told which ---
+
+
+class Broken(Mapping):
+    def init(self, key, x):
+        return Variables({"scale": jnp.ones(x.shape[-1:])})
+
+    def apply(self, variables, x, *, ctx):
+        try:
+            return self.compute(variables.params["scale"], x, variables, ctx)
+        except KeyError:
+            raise mp.errors.MissingVariablesError(f"{ctx.where}: no params") from None
+
+    def compute(self, scale, x, variables, ctx):
+        return x * scale, variables.state
+
+
+def broken(claim, batched=True):
+    def mark(cls):
+        cls = mp.register("layer", f"broken_{cls.__name__.lower()}")(
+            dataclasses.dataclass(frozen=True)(cls)
+        )
+        CASES.append(pytest.param(cls(), claim, id=claim))
+        globals()[cls.__name__] = cls
+        return cls
+
+    return mark
+
+
+CASES = []
+
+
+@broken("init_agrees_with_its_shapes")
+class Slashed(Broken):
+    def init(self, key, x):
+        return Variables({"scale": jnp.ones(x.shape[-1:]), "a/b": jnp.ones(())})
+
+
+@broken("jit_equals_eager")
+class Eager(Broken):
+    def compute(self, scale, x, variables, ctx):
+        return x * scale * (1 if isinstance(x, jax.core.Tracer) else 2), {}
+
+
+@broken("vmap_equals_a_loop")
+class Whole(Broken):
+    def compute(self, scale, x, variables, ctx):
+        return x * scale * (2 if "Batch" in type(x).__name__ else 1), variables.state
+
+
+@broken("gradients_agree_with_differences")
+class Straight(Broken):
+    def compute(self, scale, x, variables, ctx):
+        return scale * x + jax.lax.stop_gradient(jnp.sin(x)), variables.state
+
+
+@broken("bfloat16_stays_bfloat16")
+class Promotes(Broken):
+    def compute(self, scale, x, variables, ctx):
+        return (x * scale).astype(jnp.promote_types(x.dtype, jnp.float32)), {}
+
+
+@broken("equal_ones_are_equal")
+class Lonely(Broken):
+    def __eq__(self, other):
+        return self is other
+
+    def __hash__(self):
+        return id(self)
+
+
+@broken("equal_ones_are_traced_once")
+class Salted(Broken):
+    def __hash__(self):
+        return id(self)
+
+
+@broken("state_moves_only_in_training")
+class Restless(Broken):
+    def init(self, key, x):
+        return Variables({"scale": jnp.ones(x.shape[-1:])}, {"count": jnp.zeros(())})
+
+    def compute(self, scale, x, variables, ctx):
+        return x * scale, {"count": variables.state["count"] + 1}
+
+
+@broken("leading_axes_are_batch")
+class FirstAxis(Broken):
+    def compute(self, scale, x, variables, ctx):
+        return (x - x.mean(0, keepdims=True)) * scale, variables.state
+
+
+@broken("randomness_needs_a_key")
+class Silent(Broken):
+    def compute(self, scale, x, variables, ctx):
+        if ctx.key is None or not ctx.train:
+            return x * scale, variables.state
+        noise = jax.random.normal(ctx.rng(), x.shape, x.dtype)
+        return x * scale + noise, variables.state
+
+
+@broken("missing_variables_are_told")
+class Forgiving(Broken):
+    def apply(self, variables, x, *, ctx):
+        return x * variables.params.get("scale", jnp.ones((), x.dtype)), {}
+
+
+@pytest.mark.parametrize(("mapping", "claim"), CASES)
+def test_a_broken_claim_is_named(mapping, claim):
+    with pytest.raises(ConformanceError, match=claim):
+        check(mapping, SPEC)
+
+
+def test_every_claim_has_a_mapping_that_breaks_it():
+    assert {case.values[1] for case in CASES} == set(CLAIMS)
+
+
+def test_a_sound_mapping_of_a_user_passes_with_one_call():
+    mp.register("layer", "sound")(Sound)
+    check(Sound(2), SPEC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound(Broken):
+    power: int = 1
+
+    def compute(self, scale, x, variables, ctx):
+        return x * scale**self.power, variables.state
+
+
+def test_one_that_is_not_registered_is_told_how():
+    with pytest.raises(ConformanceError, match=r"Unnamed is not registered\. Put @"):
+        check(Unnamed(), SPEC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unnamed(Broken):
+    pass
