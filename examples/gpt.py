@@ -22,7 +22,7 @@ import mapping as mp
 from mapping.models import GPT, generate
 
 MODULES = (tarfile, typing, ast, argparse, inspect, subprocess)
-CONTEXT, BATCH, STEPS = 96, 24, 600
+CONTEXT, BATCH, EPOCHS = 96, 24, 3
 
 
 def corpus():
@@ -59,12 +59,12 @@ def main():
     by_one, by_pairs = bits_by_counting(training, held_out, len(alphabet))
     model = GPT(len(alphabet), CONTEXT, features=96, heads=4, layers=2,
                           positions="rotary", norm=mp.layers.RMSNorm())  # fmt: skip
-    data = windows(training, CONTEXT // 2)
-    epochs = round(STEPS * BATCH / len(data[0]))
-    schedule = optax.warmup_cosine_decay_schedule(0, 4e-3, 50, STEPS)
+    data = windows(training, CONTEXT)
+    steps = EPOCHS * (len(data[0]) // BATCH)
+    schedule = optax.warmup_cosine_decay_schedule(0, 4e-3, 50, steps)
     loss = mp.losses.CrossEntropy()
     fitted = mp.train.fit(
-        model, data, loss=loss, epochs=epochs, batch_size=BATCH,
+        model, data, loss=loss, epochs=EPOCHS, batch_size=BATCH,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule)),
         log=lambda row: print(f"epoch {row['epoch']}  loss {row['loss']:.3f} nats"),
     )  # fmt: skip

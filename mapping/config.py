@@ -34,6 +34,7 @@ _PUBLIC = (
     "jax.checkpoint_policies",
     "flax.linen",
     "optax",
+    "optax.contrib",
     "optax.losses",
 )
 """Where functions may come from without being registered: a configuration that a

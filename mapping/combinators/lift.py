@@ -18,7 +18,7 @@ from mapping.registry import Example, register, spec
 
 
 def _examples() -> tuple[Example, ...]:
-    slope = Param((-1,), 0.1)
+    slope = Param((), 0.1)
     return (
         Example(Lift(jax.numpy.tanh), (spec(2, 3),)),
         Example(Lift.of(jax.nn.leaky_relu, negative_slope=slope), (spec(2, 3),)),

@@ -137,10 +137,9 @@ def conv_coders(
     Raises:
         FieldError: if an extent cannot be halved as often as there are levels.
 
-    >>> encoder, decoder = conv_coders((8, 8, 1), latent=3, channels=(4, 8))
-    >>> x = jax.numpy.ones((2, 8, 8, 1))
-    >>> encoder(encoder.init(jax.random.key(0), x).params, x).shape
-    (2, 3)
+    >>> encoder, decoder = conv_coders((8, 8, 1), latent=3, channels=(4,))
+    >>> encoder.names, decoder.names
+    (('conv1', 'act1', 'flatten', 'code'), ('code', 'reshape', 'act1', 'conv1'))
     """
     check_widths(shape, "conv_coders.shape", least=2)
     check_widths(channels, "conv_coders.channels")

@@ -64,11 +64,11 @@ class CNN(InOrder):
     Raises:
         FieldError: if a width or the pool is none.
 
-    >>> net = CNN.lenet5()
+    >>> from mapping.core import outline
     >>> x = jax.ShapeDtypeStruct((1, 32, 32, 1), "float32")
-    >>> params = net.init(jax.random.key(0), x).params
-    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
-    61706
+    >>> variables, y = outline(CNN.lenet5(), x)
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables.params)), y.shape
+    (61706, (1, 10))
     """
 
     outputs: int

@@ -53,8 +53,9 @@ class GanStep(Mapping):
     Raises:
         FieldError: if an optimizer is none.
 
-    >>> gan = Gan.dense((2,), latent=1, features=(4,))
-    >>> step = GanStep(gan, optax.adam(1e-3, b1=0.5), optax.adam(1e-3, b1=0.5))
+    >>> from mapping.layers import Dense
+    >>> gan = Gan(latent=1, generator=Dense(2), discriminator=Dense(1))
+    >>> step = GanStep(gan, optax.sgd(1e-3), optax.sgd(1e-3))
     >>> x = jnp.ones((8, 2))
     >>> v = step.init(jax.random.key(0), x)
     >>> logs, state = step.apply(v, x, ctx=Context(train=True))

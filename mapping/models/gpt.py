@@ -181,8 +181,10 @@ class GPT(Transformer):
                 f" one number for each sequence, got {describe(padding)}. Count the "
                 "places at the left that are none of it."
             )
-        skipped = padding.astype(jnp.int32)[..., None]
         cached = None if run.train else self.cache_length
-        keys = jnp.arange(cached or tokens.shape[-1], dtype=jnp.int32)
+        batch, count = tokens.shape[:-1], cached or tokens.shape[-1]
+        keys = jax.lax.broadcasted_iota(jnp.int32, (*batch, count), len(batch))
+        skipped = padding.astype(jnp.int32)[..., None]
         # Padding itself has no place; any will do.
-        return jnp.maximum(places - skipped, 0), (keys >= skipped)[..., None, None, :]
+        places = jnp.maximum(jnp.broadcast_to(places, tokens.shape) - skipped, 0)
+        return places, (keys >= skipped)[..., None, None, :]

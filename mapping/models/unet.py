@@ -64,10 +64,11 @@ class UNet(Model):
         FieldError: if a width or `up` is none.
         ShapeMismatchError: if an extent cannot be halved as often as there are levels.
 
-    >>> net = UNet(1, channels=(4, 8))
-    >>> x = jax.numpy.ones((2, 8, 8, 3))
-    >>> net(net.init(jax.random.key(0), x).params, x).shape
-    (2, 8, 8, 1)
+    >>> from mapping.core import outline
+    >>> x = jax.ShapeDtypeStruct((2, 256, 256, 3), "float32")
+    >>> variables, y = outline(UNet(1, channels=(16, 32, 64, 128)), x)
+    >>> sorted(variables.params["up1"]), y.shape
+    (['conv1', 'conv2'], (2, 256, 256, 1))
     """
 
     outputs: int

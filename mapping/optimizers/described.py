@@ -11,18 +11,16 @@ from typing import Any
 import optax
 
 from mapping.errors import FieldError
-from mapping.optimizers.optimizer import Optimizer, as_transform
+from mapping.optimizers.optimizer import Optimizer, as_transform, tried
 from mapping.paths import nearest
-from mapping.registry import Example, register, spec
+from mapping.registry import register
 
 
-def _example() -> Example:
-    params = {"dense": {"kernel": spec(3, 2), "bias": spec(2)}}
-    optimizer = Optimizer.of(optax.adamw, 1e-2, weight_decay=0.1)
-    return Example(optimizer, (params, params), batched=False, caches=True)
-
-
-@register("optimizer", "optax", examples=_example)
+@register(
+    "optimizer",
+    "optax",
+    examples=lambda: tried(Optimizer.of(optax.adamw, 1e-2, weight_decay=0.1)),
+)
 @dataclasses.dataclass(frozen=True, repr=False)
 class Described(Optimizer):
     """`factory(*arguments, **options)`, which makes an optax transform.

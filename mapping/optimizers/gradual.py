@@ -14,7 +14,7 @@ import optax
 
 from mapping.errors import FieldError
 from mapping.fields import check_count
-from mapping.optimizers.optimizer import Optimizer, as_transform
+from mapping.optimizers.optimizer import Optimizer, as_transform, tried
 from mapping.optimizers.rules import check_globs, label
 from mapping.registry import register
 
@@ -22,7 +22,13 @@ Window: TypeAlias = "float | tuple[float, float] | None"
 """The epoch from which params train; or from which and until which; None is never."""
 
 
-@register("optimizer", "gradual")
+@register(
+    "optimizer",
+    "gradual",
+    examples=lambda: tried(
+        Gradual(Optimizer.of(optax.sgd, 0.1), (("*/bias", 0), ("*", (0, 2))), 1)
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class Gradual(Optimizer):
     """Trains each group of params in its own span of epochs. Made by [`gradual`][].

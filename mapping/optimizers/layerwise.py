@@ -11,12 +11,18 @@ import jax.numpy as jnp
 import optax
 
 from mapping.errors import FieldError
-from mapping.optimizers.optimizer import Optimizer, as_transform
+from mapping.optimizers.optimizer import Optimizer, as_transform, tried
 from mapping.optimizers.rules import check_globs, label
 from mapping.registry import register
 
 
-@register("optimizer", "layerwise_decay")
+@register(
+    "optimizer",
+    "layerwise_decay",
+    examples=lambda: tried(
+        LayerwiseDecay(Optimizer.of(optax.sgd, 0.1), 0.5, ("*/bias", "*"))
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class LayerwiseDecay(Optimizer):
     """Scales the updates of each layer by its depth. Made by [`layerwise_decay`][].

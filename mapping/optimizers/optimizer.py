@@ -16,7 +16,7 @@ from mapping.errors import FieldError, ShapeMismatchError
 from mapping.foreign import lenient_promotion
 from mapping.nesting import check_result, check_variables
 from mapping.optimizers.moments import as_moments, as_state
-from mapping.registry import register
+from mapping.registry import Example, register, spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,18 @@ class Optimizer(Mapping):
         return Chain((*_links(other), *_links(self)))
 
 
-@register("optimizer", "chain")
+def tried(optimizer: Optimizer) -> Example:
+    """The optimizer as the conformance suite tries it: its moments always move."""
+    params = {"dense": {"kernel": spec(3, 2), "bias": spec(2)}}
+    return Example(optimizer, (params, params), batched=False, caches=True)
+
+
+def _chain_example() -> Example:
+    sgd = Optimizer.of(optax.sgd, 0.1, momentum=0.9)
+    return tried(Chain((Optimizer.of(optax.clip, 1.0), sgd)))
+
+
+@register("optimizer", "chain", examples=_chain_example)
 @dataclasses.dataclass(frozen=True)
 class Chain(Optimizer):
     """Optimizers one after the other: `clip >> adamw`.

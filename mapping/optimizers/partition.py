@@ -10,13 +10,19 @@ from typing import Any
 import optax
 
 from mapping.core import Tree
-from mapping.optimizers.optimizer import Optimizer, as_transform
+from mapping.optimizers.optimizer import Optimizer, as_transform, tried
 from mapping.optimizers.rules import check_globs, label
 from mapping.registry import register
 from mapping.tree import select
 
 
-@register("optimizer", "partition")
+@register(
+    "optimizer",
+    "partition",
+    examples=lambda: tried(
+        Partition((("*/bias", freeze()), ("*", Optimizer.of(optax.sgd, 0.1))))
+    ),
+)
 @dataclasses.dataclass(frozen=True)
 class Partition(Optimizer):
     """Each param is given to the first rule that names its path.
@@ -74,7 +80,7 @@ def freeze() -> Optimizer:
     return Optimizer.of(optax.set_to_zero)
 
 
-@register("optimizer", "decay_mask")
+@register("value", "decay_mask")
 @dataclasses.dataclass(frozen=True)
 class DecayMask:
     """Says by path which params decay. Made by [`decay_mask`][].

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from mapping.combinators import as_mapping
 from mapping.core import (
@@ -50,7 +49,7 @@ def fit(
     data: Sequence[Any],
     *,
     loss: Mapping | Callable[..., Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     epochs: int,
     batch_size: int = 32,
     validation: Sequence[Any] | None = None,
@@ -68,7 +67,8 @@ def fit(
         model: what is trained.
         data: `(*inputs, target)`, arrays with a leading axis of examples.
         loss: a mapping, or function, from (prediction, target) to a scalar.
-        optimizer: any optax transform.
+        optimizer: an optax transform, a description of one (`mapping.optimizers`), or a
+            dict of these by path.
         epochs: passes over the data.
         batch_size: examples in a step; the remainder of a shuffled epoch is left out.
         validation: data of the same form, evaluated after each epoch.

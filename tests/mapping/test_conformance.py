@@ -31,9 +31,9 @@ def test_a_registered_mapping_keeps_every_claim(example):
     check_example(example)
 
 
-@pytest.mark.parametrize("entry", OURS, ids=lambda entry: entry.label)
-def test_every_registered_mapping_has_an_example(entry):
-    assert entry.make_examples()
+def test_every_registered_mapping_has_an_example():
+    bare = [e.label for e in OURS if isinstance(e.target, type) and not e.examples]
+    assert bare == []
 
 
 def test_every_stock_mapping_is_registered():
@@ -43,10 +43,10 @@ def test_every_stock_mapping_is_registered():
         for name in dir(package):
             value = getattr(package, name)
             if isinstance(value, type) and issubclass(value, Mapping):
-                assert value in known | ADAPTERS, f"{kind}.{name} is not registered"
+                assert value in known | UNNAMED, f"{kind}.{name} is not registered"
 
 
-ADAPTERS = {mp.layers.Linen}
+UNNAMED = {mp.losses.Loss}  # a base to subclass
 
 
 # --- the suite is worth something: a mapping that breaks one claim is told which ---

@@ -28,10 +28,15 @@ MODELS = pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
 
 def trained(model):
     """Params of some size, so that texts depend on what they follow."""
-    params = model.init(KEY, jnp.zeros((1, 2), jnp.int32)).params
-    return jax.tree.map(
-        lambda x: x + 0.4 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    params, rng = (
+        model.init(KEY, jnp.zeros((1, 2), jnp.int32)).params,
+        np.random.default_rng(0),
     )
+
+    def moved(x):
+        return x + jnp.asarray(rng.normal(0, x.ndim > 1, x.shape), x.dtype)
+
+    return jax.tree.map(moved, params)
 
 
 def recomputed(model, params, prompt, length, choose=jnp.argmax):
@@ -69,28 +74,38 @@ def test_prompts_of_many_lengths_are_what_each_is_alone(model):
     assert drawn.shape == (3, 8)
 
 
-def test_half_precision_and_half_read_prompts_write_too():
+def test_half_precision_writes_too():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained(GPT2))
-    assert generate(GPT2, params, [1, 2], 5).shape == (5,)
-    cached = dataclasses.replace(GPT2, cache_length=9)
-    variables = mp.Variables(
-        trained(GPT2), mp.layers.empty_cache(cached, jnp.zeros((1, 1), jnp.int32))
-    )
-    tokens, state, pieces = jnp.array([[1, 2, 3, 4, 5, 6]]), variables.state, []
-    for start, end in [(0, 3), (3, 4), (4, 6)]:
-        own = mp.Variables(variables.params, state)
-        y, state = cached.apply(own, tokens[:, start:end], ctx=mp.Context())
-        pieces.append(y)
-    whole = GPT2(variables.params, tokens)
-    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=1e-4)
+    text = generate(GPT2, params, [1, 2], 5)
+    assert text.dtype == jnp.int32
+    assert int(text.max()) < 11
+
+
+@MODELS
+def test_a_prompt_may_be_read_piece_by_piece(model):
+    cached, params = dataclasses.replace(model, cache_length=9), trained(model)
+    tokens = jnp.array([[1, 2, 3, 4, 5, 6]])
+
+    @jax.jit
+    def in_pieces(params):
+        state, pieces = mp.layers.empty_cache(cached, tokens), []
+        for start, end in [(0, 3), (3, 4), (4, 6)]:
+            own = mp.Variables(params, state)
+            y, state = cached.apply(own, tokens[:, start:end], ctx=mp.Context())
+            pieces.append(y)
+        return jnp.concatenate(pieces, 1), state["places"]["cache"]["index"]
+
+    got, count = in_pieces(params)
+    np.testing.assert_allclose(got, jax.jit(model)(params, tokens), atol=2e-4)
+    assert int(count) == 6
 
 
 @MODELS
 def test_padding_at_the_left_changes_nothing_behind_it(model):
     params, tokens = trained(model), jnp.array([[3, 1, 4]])
     padded = jnp.array([[7, 7, 3, 1, 4]])
-    got = model(params, padded, jnp.array([2]))[:, 2:]
-    np.testing.assert_allclose(got, model(params, tokens), atol=1e-4)
+    got = jax.jit(model)(params, padded, jnp.array([2]))[:, 2:]
+    np.testing.assert_allclose(got, jax.jit(model)(params, tokens), atol=2e-4)
 
 
 def test_a_text_ends_at_the_stop_token():
@@ -205,9 +220,9 @@ def test_infinite_logits_are_never_drawn_and_ties_go_to_the_first():
 def test_texts_are_drawn_from_the_support_at_each_step():
     params = trained(GPT2)
     prompts = np.tile([[3, 1, 4]], (40, 1))
-    texts = generate(GPT2, params, prompts, 6, key=KEY, temperature=1.5, top_k=3)
+    texts = generate(GPT2, params, prompts, 6, key=KEY, temperature=4.0, top_k=3)
     read = jnp.concatenate([prompts.astype(np.int32), texts[:, :-1]], 1)
-    logits = GPT2(params, read)[:, 2:]
+    logits = jax.jit(GPT2)(params, read)[:, 2:]
     ranks = (logits > jnp.take_along_axis(logits, texts[..., None], -1)).sum(-1)
     assert int(ranks.max()) == 2
     assert len({tuple(row) for row in texts.tolist()}) > 20
@@ -252,7 +267,7 @@ def test_it_writes_what_it_was_taught():
         ([], 3, r"prompt: expected whole numbers, at least one"),
         ([[1], []], 3, r"at least one in each prompt"),
         (np.ones((2, 0), np.int32), 3, r"at least one in each prompt"),
-        ([0.5, 1.0], 3, r"got float64\[2\]\. Encode the text"),
+        ([0.5, 1.0], 3, r"got float64\[1, 2\]\. Encode the text"),
         (np.ones((1, 2, 3), np.int32), 3, r"got int32\[1, 2, 3\]"),
         ([1, 11], 3, r"tokens in \[0, 11\), got 1 to 11"),
         ([1, -1], 3, r"got -1 to 1"),

