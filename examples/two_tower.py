@@ -13,7 +13,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import mapping as mp
-from mapping.models import MLP, Flow, InBatchSoftmax, Tower, TwoTower
+from mapping.models import MLP, InBatchSoftmax, Tower, TwoTower
 
 COUNT = 5
 
@@ -58,7 +58,7 @@ def main():
     net, params, often = train(lit[~new], known[~new])
     items = np.flatnonzero(often)  # of a pixel that nobody chose nothing is known
     users, asked = known[new], hidden[new]
-    recommend = jax.jit(Flow(net, "recommend").__call__)
+    recommend = jax.jit(mp.Flow(net, "recommend").__call__)
     seen = users[:, items] > 0
     best = items[np.asarray(recommend(params, users, places()[items], seen)[1])]
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 import mapping as mp
-from mapping.models import ELBO, VAE, Flow
+from mapping.models import ELBO, VAE
 
 OUT = Path("out")
 
@@ -65,8 +65,8 @@ def main():
     moments = np.random.default_rng(0).multivariate_normal(x.mean(0), np.cov(x.T), 500)
 
     ends = test[:200], test[200:400]
-    codes = [Flow(vae, "encode")(variables.params, end)[0] for end in ends]
-    between = Flow(vae, "decode")(variables.params, sum(codes) / 2)
+    codes = [mp.Flow(vae, "encode")(variables.params, end)[0] for end in ends]
+    between = mp.Flow(vae, "decode")(variables.params, sum(codes) / 2)
     walked = apart(np.asarray(jax.nn.sigmoid(between)), test)
     mixed = apart(sum(ends) / 2, test)
 

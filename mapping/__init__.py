@@ -34,6 +34,7 @@ from mapping.core import init as init
 from mapping.core import leaf_paths as leaf_paths
 from mapping.core import outline as outline
 from mapping.core import output_spec as output_spec
+from mapping.flow import Flow as Flow
 from mapping.model import Model as Model
 from mapping.param import Param as Param
 from mapping.registry import Example as Example
@@ -61,9 +62,12 @@ _SUBMODULES = (
     "augment",
     "data",
     "errors",
+    "interop",
     "layers",
     "losses",
     "metrics",
+    "models",
+    "optimizers",
     "testing",
     "train",
 )

@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import importlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
-from mapping.errors import ConfigError, UnknownNameError
+from mapping.errors import ConfigError, MappingError, UnknownNameError
 from mapping.paths import nearest
 from mapping.registry import KINDS, build, check_arguments, entry_of, lookup
 
@@ -39,6 +40,9 @@ _PUBLIC = (
 )
 """Where functions may come from without being registered: a configuration that a
 stranger sends must not be able to name any other."""
+
+_REACHES_OUT = re.compile("load|save|file|dlpack|buffer|text|string|print|callback")
+"""Names of functions there that read or write files, memory or settings."""
 
 
 def to_config(value: Any) -> Json:
@@ -186,17 +190,24 @@ def _read(config: Json, where: str) -> Any:
         for key, value in config.items()
         if key != "is"
     }
-    return _rebuild(kind, name, fields)
+    return _rebuild(kind, name, fields, where)
 
 
-def _rebuild(kind: str, name: str, fields: dict[str, Any]) -> Any:
+def _rebuild(kind: str, name: str, fields: dict[str, Any], where: str) -> Any:
     entry = lookup(kind, name)
     make = getattr(entry.target, "from_fields", None)
-    if make is None:
-        return build(kind, name, **fields)
-    known = [field.name for field in dataclasses.fields(entry.target)]
-    check_arguments(entry.label, make, known, fields)
-    return make(**fields)
+    if make is not None:
+        known = [field.name for field in dataclasses.fields(entry.target)]
+        check_arguments(entry.label, make, known, fields)
+    try:
+        return build(kind, name, **fields) if make is None else make(**fields)
+    except MappingError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where or '(root)'}: {entry.label} cannot be built from {fields!r:.200}: "
+            f"{error}. Write it with to_config."
+        ) from error
 
 
 def _read_function(config: Json, where: str) -> Any:
@@ -219,7 +230,13 @@ def _public(home: str, name: str, where: str) -> Any:
             f"{where or '(root)'}: {home} has no {name!r}. Nearest: "
             f"{nearest(name, dir(owner))}."
         )
-    return getattr(owner, name)
+    function = getattr(owner, name)
+    if not callable(function) or _REACHES_OUT.search(name):
+        raise UnknownNameError(
+            f"{where or '(root)'}: {home}.{name} is no function of arrays alone. "
+            "Register what you mean under the kind 'function'."
+        )
+    return function
 
 
 def _module(home: str) -> Any:

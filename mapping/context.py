@@ -46,6 +46,13 @@ def require_key(key: Any) -> None:
             f"{type(key).__name__} {key!r}. Pass jax.random.key({key!r})."
         )
     typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if (key.shape and typed) or (
+        key.ndim != 1 and not typed and key.dtype == np.uint32
+    ):
+        raise MissingKeyError(
+            f"{initialising().where}: expected one random key, got {describe(key)}. "
+            "Take one of them, or map over them with jax.vmap."
+        )
     if not typed and key.dtype != np.uint32:
         raise MissingKeyError(
             f"{initialising().where}: expected a random key first, got "
@@ -146,3 +153,16 @@ INIT_PATH: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
 def initialising() -> Context:
     """The context of the mapping that is being initialised."""
     return Context(path=INIT_PATH.get())
+
+
+def numbered(ctx: Context, index: Any) -> Context:
+    """The context of one call among several under one path: a key of its own.
+
+    >>> ctx = Context(key=jax.random.key(0))
+    >>> bool(numbered(ctx, 1).rng() == ctx.rng())
+    False
+    """
+    if ctx.key is None:
+        return ctx
+    require_key(ctx.key)
+    return dataclasses.replace(ctx, key=jax.random.fold_in(ctx.key, index))

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping as Dict
+from typing import TYPE_CHECKING, Any, Self
 
 from mapping.captured import captured_by_path as captured_by_path
 from mapping.captured import split_captured as split_captured
@@ -28,9 +29,10 @@ from mapping.context import fold_name as fold_name
 from mapping.context import initialising as initialising
 from mapping.context import require_key as require_key
 from mapping.context import require_variables as require_variables
-from mapping.errors import MissingVariablesError
+from mapping.errors import FieldError, MissingVariablesError
 from mapping.fields import check_fields
 from mapping.nesting import call as call
+from mapping.nesting import check_result
 from mapping.nesting import init as init
 from mapping.nesting import outline as outline
 from mapping.nesting import output_spec as output_spec
@@ -94,6 +96,19 @@ class Mapping:
 
             type.__setattr__(cls, "__post_init__", checked)
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuses a subclass whose fields nobody compares."""
+        own = vars(cls)
+        if "__dataclass_fields__" not in own and (
+            "__init__" in own or own.get("__annotations__")
+        ):
+            raise FieldError(
+                f"{cls.__name__}: expected a frozen dataclass, got a plain class, "
+                "whose instances would all be equal. Put "
+                "@dataclasses.dataclass(frozen=True) above it."
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         check_fields(self)
 
@@ -132,8 +147,14 @@ class Mapping:
                 f"({self.kind}): mapping(params, *inputs, state=...) expects params, "
                 "got Variables. Pass variables.params and state=variables.state."
             )
-        variables = Variables(params, {} if state is None else state)
-        return self.apply(variables, *inputs, ctx=Context())[0]
+        if not isinstance(params, Dict):
+            raise MissingVariablesError(
+                f"({self.kind}): mapping(params, *inputs) expects a dict of params "
+                f"first, got {describe(params)}. Pass variables.params before the "
+                "inputs; {} where there are none."
+            )
+        variables, ctx = Variables(params, {} if state is None else state), Context()
+        return check_result(self, self.apply(variables, *inputs, ctx=ctx), ctx)[0]
 
     def __rshift__(self, other: Mapping | Callable[..., Any]) -> Mapping:
         """`f >> g`: first `f`, then `g` (a mapping or a plain function)."""

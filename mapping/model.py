@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Mapping as Dict
 from typing import Any
@@ -21,11 +22,17 @@ from mapping.context import (
     Variables,
     fold_name,
     initialising,
+    numbered,
     require_key,
     require_variables,
 )
 from mapping.core import Mapping
-from mapping.errors import NameCollisionError, ShapeMismatchError, UnknownPathError
+from mapping.errors import (
+    NameCollisionError,
+    ProtocolError,
+    ShapeMismatchError,
+    UnknownPathError,
+)
 from mapping.nesting import (
     Spec,
     as_spec,
@@ -43,10 +50,10 @@ from mapping.paths import nearest
 class Model(Mapping):
     """A mapping made of named parts.
 
-    Say what the parts are in `parts`, and how data flows through them in
-    `forward`. `init` follows the same flow with shapes alone, so nothing is said
-    twice. A part that is called twice has one set of variables: that is how weights
-    are shared.
+    Say what the parts are in `parts`, and how data flows through them in `forward`
+    (without one, through each in turn). `init` follows the same flow with shapes
+    alone, so nothing is said twice. A part that is called twice has one set of
+    variables, which is how weights are shared; each call draws its own randomness.
 
     >>> from mapping.layers import Dense
     >>> @dataclasses.dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Model(Mapping):
         )
 
     def forward(self, run: Run, *inputs: Any, **nothing: Any) -> Any:
-        """Returns the outputs.
+        """Returns the outputs; by default, each part is given what the last returned.
 
         Args:
             run: the parts, to be called as `run.name(x)` or `run(name, x)`; with
@@ -80,10 +87,9 @@ class Model(Mapping):
             *inputs: the model's own.
             **nothing: a subclass takes no more.
         """
-        raise TypeError(
-            f"{self.kind}: expected a method `forward(self, run, x)` that returns the "
-            "outputs, found none. Define it."
-        )
+        for name in self.parts():
+            inputs = (run(name, *inputs),)
+        return inputs[0]
 
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Initialises each part for what it is first given."""
@@ -91,7 +97,10 @@ class Model(Mapping):
         parts = _parts(self)
         sketch = _Sketch(parts)
         self._check_count(specs, initialising())
-        jax.eval_shape(lambda *xs: self.forward(sketch, *xs), *as_spec(specs))
+        for train in (False, True):
+            if parts.keys() - sketch.given:  # some may be used in training alone
+                sketch.ctx = dataclasses.replace(sketch.ctx, train=train)
+                jax.eval_shape(lambda *xs: self.forward(sketch, *xs), *as_spec(specs))
         return gather(
             {
                 name: init(name, parts[name], fold_name(key, name), *given)
@@ -106,7 +115,13 @@ class Model(Mapping):
         require_variables(variables, ctx)
         self._check_count(inputs, ctx)
         run = Run(_parts(self), variables, ctx)
-        return self.forward(run, *inputs), run.state
+        outputs = self.forward(run, *inputs)
+        if outputs is None:
+            raise ProtocolError(
+                f"{ctx.where} ({self.kind}): forward should return the outputs, got "
+                "None. End it with `return`."
+            )
+        return outputs, run.state
 
     def _check_count(self, inputs: tuple[Any, ...], ctx: Context) -> None:
         takes = inspect.signature(self.forward)
@@ -136,6 +151,7 @@ class Run:
         self.params: Params = variables.params
         self.state: dict[str, Any] = dict(variables.state)
         self.ctx = ctx
+        self._calls: Counter[str] = Counter()
 
     @property
     def train(self) -> bool:
@@ -162,8 +178,11 @@ class Run:
         return lambda *inputs: self(name, *inputs)
 
     def _call(self, name: str, *inputs: Any) -> Any:
-        variables = Variables(self.params, self.state)
-        outputs, state = call(name, self._parts[name], variables, *inputs, ctx=self.ctx)
+        variables, ctx = Variables(self.params, self.state), self.ctx
+        if self._calls[name]:
+            ctx = numbered(ctx, self._calls[name])
+        self._calls[name] += 1
+        outputs, state = call(name, self._parts[name], variables, *inputs, ctx=ctx)
         if self.ctx.capture:
             seen = split_captured(self.state.get(name, {}))[1]
             state = join_captured(seen, state)

@@ -13,7 +13,12 @@ import jax
 
 from mapping.captured import CAPTURED, split_captured
 from mapping.context import INIT_PATH, Context, State, Variables, initialising
-from mapping.errors import ProtocolError, ShapeMismatchError
+from mapping.errors import (
+    MappingError,
+    MissingVariablesError,
+    ProtocolError,
+    ShapeMismatchError,
+)
 
 if TYPE_CHECKING:
     from mapping.core import Mapping
@@ -74,8 +79,18 @@ def call(
     inner, own = ctx.child(name), variables.child(name)
     if ctx.capture:  # a child that was called before has its output there
         own = Variables(own.params, split_captured(own.state)[0])
-    with jax.named_scope(name):
-        result = mapping.apply(own, *inputs, ctx=inner)
+    try:
+        with jax.named_scope(name):
+            result = mapping.apply(own, *inputs, ctx=inner)
+    except Exception as error:
+        if isinstance(error, KeyError) and not (own.params or own.state):
+            raise MissingVariablesError(
+                f"{inner.where} ({mapping.kind}): expects variables made by its init, "
+                f"got none ({error} is missing). Pass the Variables that init returned."
+            ) from error
+        if not isinstance(error, MappingError):
+            error.add_note(f"in {inner.where} ({mapping.kind})")
+        raise
     outputs, state = check_result(mapping, result, inner)
     if any(fnmatch.fnmatchcase(inner.where, glob) for glob in ctx.capture):
         state = {**state, CAPTURED: outputs}
@@ -144,11 +159,15 @@ def gather(children: Dict[str, Variables]) -> Variables:
 def check_result(mapping: Mapping, result: Any, ctx: Context) -> tuple[Any, State]:
     """Refuses an `apply` that did not return two things."""
     if not isinstance(result, tuple) or len(result) != 2:
-        raise ProtocolError(
-            f"{ctx.where} ({mapping.kind}): apply should return (outputs, new state), "
-            f"got {type(result).__name__}. End it with `return y, variables.state`."
-        )
-    return result
+        got = type(result).__name__
+    elif not isinstance(result[1], Dict):
+        got = f"{type(result[1]).__name__} for the state"
+    else:
+        return result
+    raise ProtocolError(
+        f"{ctx.where} ({mapping.kind}): apply should return (outputs, new state), got "
+        f"{got}. End it with `return y, variables.state`."
+    )
 
 
 def check_variables(mapping: Mapping, variables: Any) -> Variables:
@@ -163,15 +182,17 @@ def check_variables(mapping: Mapping, variables: Any) -> Variables:
 
 
 def _remembered(function: Any, *arguments: Any) -> Any:
-    """Equal mappings have equal shapes: a deep model asks for each once."""
+    """Equal mappings have equal shapes: a deep model asks for each once.
+
+    Python holds 1 and 1.0 equal, where JAX makes another dtype of each: hence `repr`.
+    """
     leaves, tree = jax.tree.flatten(arguments)
-    return _memory(
-        function, tuple(leaves), tree, jax.dtypes.canonicalize_dtype("float64")
-    )
+    widest = jax.dtypes.canonicalize_dtype("float64")
+    return _memory(function, tuple(leaves), tree, widest, repr(leaves[0]))
 
 
-@functools.lru_cache(maxsize=512)
-def _memory(function: Any, leaves: tuple[Any, ...], tree: Any, widest: Any) -> Any:
+@functools.lru_cache(maxsize=2048)
+def _memory(function: Any, leaves: tuple[Any, ...], tree: Any, *more: Any) -> Any:
     return function(*jax.tree.unflatten(tree, leaves))
 
 
@@ -180,9 +201,9 @@ def _output_spec(mapping: Mapping, variables: Variables, specs: Any) -> Spec:
         ctx = Context(key=jax.random.key(0), path=INIT_PATH.get())
         return check_result(mapping, mapping.apply(variables, *inputs, ctx=ctx), ctx)[0]
 
-    return jax.eval_shape(forward, variables, *specs)
+    return as_spec(jax.eval_shape(forward, variables, *specs))
 
 
 def _variables_spec(mapping: Mapping, specs: Any) -> Variables:
     made = jax.eval_shape(lambda: mapping.init(jax.random.key(0), *specs))
-    return check_variables(mapping, made)
+    return as_spec(check_variables(mapping, made))

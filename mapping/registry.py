@@ -175,8 +175,9 @@ def lookup(kind: str, name: str) -> Entry:
     mapping.errors.UnknownNameError: layer/dens: not registered. Nearest: dense, ...
     """
     _check_kind(kind)
-    if (kind, name) not in _entries:
-        _load_ours(kind)
+    for each in (kind, *KINDS):  # a loss may live beside the model it is for
+        if (kind, name) not in _entries:
+            _load_ours(each)
     if (kind, name) not in _entries:
         _load_installed(kind, name)
     if (kind, name) not in _entries:

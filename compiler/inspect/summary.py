@@ -30,6 +30,11 @@ from mapping.core import (
 _COLLECTIONS = ("params", "state", "batch_stats", "cache")
 """What a leaf's path begins with, where params and state are told apart."""
 
+_WRAPPED = re.compile(
+    r"\b(?:vmap|jvp|transpose|jit|pjit|remat|checkpoint|shard_map)\(([^()]*)\)"
+)
+"""How JAX marks the names of scopes it has transformed."""
+
 _COLUMNS = ("path", "output", "params", "state", "bytes", "FLOPs", "share")
 
 
@@ -246,7 +251,7 @@ def _root(program: Program, scopes: list[str]) -> str:
 
 def _plain(scope: str, root: str) -> str:
     """A scope as a path: `transpose(jvp(encoder))/dense` is `encoder/dense`."""
-    while (plain := re.sub(r"[\w.-]+\(([^()]*)\)", r"\1", scope)) != scope:
+    while (plain := _WRAPPED.sub(r"\1", scope)) != scope:
         scope = plain
     names = [name for name in scope.split("/") if name]
     return "/".join(names[1:] if root and names[:1] == [root] else names)

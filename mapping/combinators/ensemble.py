@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,19 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from mapping.combinators.join import joined
-from mapping.combinators.repeat import numbered
 from mapping.combinators.steps import Steps
+from mapping.context import numbered
 from mapping.core import (
     Context,
     Mapping,
     State,
     Variables,
     call,
+    describe,
     fold_name,
     init,
     require_variables,
 )
-from mapping.errors import FieldError
+from mapping.errors import FieldError, ShapeMismatchError
 from mapping.fields import check_count
 from mapping.nesting import gather
 from mapping.registry import Example, register, spec
@@ -164,7 +166,11 @@ class Ensemble(Steps):
             return
         wanted = self.size or len(self.steps)
         fits = isinstance(self.weights, tuple) and len(self.weights) == wanted
-        if not fits or min(self.weights) < 0 or sum(self.weights) <= 0:
+        if (
+            not fits
+            or not all(0 <= w < math.inf for w in self.weights)
+            or not sum(self.weights)
+        ):
             raise FieldError(
                 f"Ensemble.weights: expected {wanted} numbers >= 0 that are not all "
                 f"zero, as a tuple, got {self.weights!r}."
@@ -172,12 +178,19 @@ class Ensemble(Steps):
 
 
 def _mean(answers: jax.Array, shares: list[float]) -> jax.Array:
+    if not jnp.issubdtype(answers.dtype, jnp.inexact):
+        raise ShapeMismatchError(
+            f"Ensemble: expected floating answers for a mean, got {describe(answers)}. "
+            "Join class numbers with join='vote', or none with join=None."
+        )
     weights = jnp.asarray(shares, answers.dtype)
     return jnp.tensordot(weights, answers, axes=1)
 
 
 def _vote(answers: jax.Array, shares: list[float]) -> jax.Array:
     """The share of votes for each class; of class numbers, the one most given."""
+    if answers.dtype == bool:
+        return _vote(answers.astype(jnp.int32), shares).astype(bool)
     if jnp.issubdtype(answers.dtype, jnp.integer):
         weights = jnp.asarray(shares, jnp.float32)
         agree = (answers[:, None] == answers[None]).astype(weights.dtype)
@@ -185,6 +198,11 @@ def _vote(answers: jax.Array, shares: list[float]) -> jax.Array:
         most = votes >= votes.max(0, keepdims=True) * (1 - 1e-6)
         largest = jnp.iinfo(answers.dtype).max
         return jnp.where(most, answers, largest).min(0)
+    if answers.ndim < 2:
+        raise ShapeMismatchError(
+            "Ensemble: expected an axis of classes to vote on, got a single number of "
+            "each model. Return scores by class, or integer class numbers."
+        )
     classes = answers.shape[-1]
     ballots = jax.nn.one_hot(answers.argmax(-1), classes, dtype=answers.dtype)
     return _mean(ballots, shares)

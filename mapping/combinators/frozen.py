@@ -11,7 +11,7 @@ from mapping.captured import join_captured, split_captured
 from mapping.combinators.wrapper import Wrapper
 from mapping.core import Context, State, Variables, require_variables
 from mapping.errors import MissingVariablesError
-from mapping.nesting import check_result
+from mapping.nesting import check_result, check_variables
 from mapping.registry import Example, register, spec
 
 
@@ -51,7 +51,8 @@ class Frozen(Wrapper):
 
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Initialises the mapping and freezes it."""
-        return self.start(self.mapping.init(key, *specs))
+        own = self.mapping.init(key, *specs)
+        return self.start(check_variables(self.mapping, own))
 
     def start(self, variables: Variables) -> Variables:
         """Freezes variables that the mapping already has."""

@@ -12,7 +12,12 @@ from typing import Any
 import jax
 
 from mapping.core import Context, Mapping, State, Variables, describe, fold_name
-from mapping.errors import FieldError, MissingVariablesError, NotAMappingError
+from mapping.errors import (
+    FieldError,
+    MissingVariablesError,
+    NotAMappingError,
+    ShapeMismatchError,
+)
 from mapping.param import Param
 from mapping.registry import Example, register, spec
 
@@ -106,13 +111,23 @@ class Lift(Mapping):
         self, variables: Variables, *inputs: Any, ctx: Context
     ) -> tuple[Any, State]:
         """Applies the function; the state passes through."""
-        learned = {name: variables.params.get(name) for name, _ in self.specs}
+        learned: dict[str, Any] = {
+            name: variables.params.get(name) for name, _ in self.specs
+        }
         missing = [name for name, value in learned.items() if value is None]
         if missing:
             raise MissingVariablesError(
                 f"{ctx.where} ({self.kind}): expects params {sorted(learned)}, got "
                 f"{sorted(variables.params)}. Pass the Variables that init returned."
             )
+        for name, param in self.specs:
+            wanted = param.extents(*inputs)
+            if learned[name].shape != wanted:
+                raise ShapeMismatchError(
+                    f"{ctx.where} ({self.kind}): {name} expects the shape {wanted} for "
+                    f"{describe(inputs)}, got {learned[name].shape}. Re-run init "
+                    "with this input."
+                )
         try:
             keywords = {**dict(self.options), **learned}
             return self.function(*inputs, **keywords), variables.state

@@ -23,7 +23,7 @@ from mapping.core import (
     output_spec,
     require_variables,
 )
-from mapping.errors import ShapeMismatchError
+from mapping.errors import NameCollisionError, ShapeMismatchError
 from mapping.nesting import gather, under
 from mapping.registry import Example, register, spec
 
@@ -143,6 +143,12 @@ class Branch(Steps):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_join(self.join, "Branch.join")
+        if isinstance(self.join, Mapping) and "join" in self.names:
+            raise NameCollisionError(
+                "Branch: expected another name than join, under which the join's own "
+                f"variables are, got {list(self.names)}. Rename the step: "
+                "Branch(other=..., join=...)."
+            )
 
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Initialises every mapping, and the join for what they return."""

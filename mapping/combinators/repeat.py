@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mapping.combinators.wrapper import Wrapper
+from mapping.context import numbered
 from mapping.core import (
     Context,
     State,
@@ -18,11 +19,12 @@ from mapping.core import (
     initialising,
     leaf_paths,
     outline,
+    require_key,
     require_variables,
 )
 from mapping.errors import FieldError, ShapeMismatchError
 from mapping.fields import check_count
-from mapping.nesting import as_spec, check_result
+from mapping.nesting import as_spec, check_result, check_variables
 from mapping.paths import nearest
 from mapping.registry import Example, register, spec
 
@@ -86,11 +88,13 @@ class Repeat(Wrapper):
 
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Initialises every copy with a key of its own."""
+        require_key(key)
         _, output = outline(self.mapping, *specs)
         self._check_kept(as_spec(specs[0]), output, initialising())
 
         def one(index: jax.Array) -> Variables:
-            return self.mapping.init(jax.random.fold_in(key, index), *specs)
+            made = self.mapping.init(jax.random.fold_in(key, index), *specs)
+            return check_variables(self.mapping, made)
 
         return jax.vmap(one)(jnp.arange(self.times))
 
@@ -136,10 +140,3 @@ class Repeat(Wrapper):
                     f"along a first axis, got {path} {describe(leaf)}. Stack them "
                     "with jax.tree.map(lambda *x: jnp.stack(x), *copies)."
                 )
-
-
-def numbered(ctx: Context, index: Any) -> Context:
-    """The context of one copy among several under one path: a key of its own."""
-    if ctx.key is None:
-        return ctx
-    return dataclasses.replace(ctx, key=jax.random.fold_in(ctx.key, index))

@@ -95,4 +95,4 @@ _IDENTITY = Serial()
 
 
 def _steps(mapping: Mapping) -> tuple[Step, ...]:
-    return mapping.steps if isinstance(mapping, Serial) else ((None, mapping),)
+    return mapping.steps if type(mapping) is Serial else ((None, mapping),)

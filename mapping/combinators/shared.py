@@ -22,7 +22,7 @@ from mapping.core import (
 )
 from mapping.errors import FieldError, ShapeMismatchError, UnknownPathError
 from mapping.fields import check_fields
-from mapping.nesting import as_spec
+from mapping.nesting import as_spec, check_variables
 from mapping.paths import nearest
 from mapping.registry import Example, register, spec
 
@@ -105,7 +105,8 @@ class Shared(Wrapper):
 
     def init(self, key: jax.Array, *specs: Any) -> Variables:
         """Initialises the mapping and gives the tied params up."""
-        own, where = self.mapping.init(key, *specs), initialising().where
+        own = check_variables(self.mapping, self.mapping.init(key, *specs))
+        where = initialising().where
         params = own.params
         for tie in self.ties:
             self._check(tie, params, where)
@@ -127,6 +128,11 @@ class Shared(Wrapper):
         """Returns the params of the inner mapping, with every tie written out."""
         where = (ctx or Context()).where
         for tie in reversed(self.ties):
+            if any(_below(path, tie.path) for path in leaf_paths(params)):
+                raise ShapeMismatchError(
+                    f"{where} (Shared): expected no params at {tie.path}, which is "
+                    f"tied to {tie.to}, got some. Leave them out."
+                )
             value = _value(tie, _found(params, tie.to, where))
             params = _inserted(params, tie.path.split("/"), value)
         return params
@@ -141,6 +147,10 @@ class Shared(Wrapper):
                 f"{describe(given)} from {tie.to}. Tie it through jnp.transpose, or "
                 "make the shapes equal."
             )
+
+
+def _below(path: str, branch: str) -> bool:
+    return path == branch or path.startswith(f"{branch}/")
 
 
 def _value(tie: Tie, source: Any) -> Any:

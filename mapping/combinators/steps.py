@@ -32,7 +32,7 @@ class Steps(Mapping):
 
     steps: tuple[Step, ...]
 
-    def __init__(self, *steps: Mapping | Callable[..., Any], **named: Any) -> None:
+    def __init__(self, /, *steps: Mapping | Callable[..., Any], **named: Any) -> None:
         pairs = [(None, as_mapping(step)) for step in steps]
         pairs += [(name, as_mapping(step)) for name, step in named.items()]
         object.__setattr__(self, "steps", tuple(pairs))

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mapping.captured import join_captured, split_captured
-from mapping.combinators.repeat import numbered
 from mapping.combinators.wrapper import Wrapper
+from mapping.context import numbered
 from mapping.core import (
     Context,
     State,
@@ -20,7 +20,7 @@ from mapping.core import (
     require_variables,
 )
 from mapping.errors import ShapeMismatchError
-from mapping.nesting import as_spec, check_result
+from mapping.nesting import as_spec, check_result, check_variables
 from mapping.registry import Example, register, spec
 
 Axes = int | None | tuple[int | None, ...]
@@ -72,7 +72,13 @@ class Vmap(Wrapper):
             x if axis is None else jax.tree.map(lambda s, a=axis: _without(s, a), x)
             for x, axis in zip(as_spec(specs), axes, strict=True)
         ]
-        return self.mapping.init(key, *one)
+        if self.axis_name is None:
+            return check_variables(self.mapping, self.mapping.init(key, *one))
+        named = jax.vmap(
+            lambda _: check_variables(self.mapping, self.mapping.init(key, *one)),
+            axis_name=self.axis_name,
+        )
+        return jax.tree.map(lambda leaf: leaf[0], named(jnp.zeros(1)))
 
     def apply(
         self, variables: Variables, *inputs: Any, ctx: Context
@@ -128,4 +134,7 @@ def _without(leaf: Any, axis: int) -> jax.ShapeDtypeStruct:
 
 def _averaged(leaf: jax.Array) -> jax.Array:
     """Running statistics are averaged; what is counted is the same for every index."""
-    return leaf.mean(0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[0]
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf[0]
+    still = (leaf == leaf[:1]).all(0)  # a mean of equals is off by a rounding
+    return jnp.where(still, leaf[0], leaf.mean(0))

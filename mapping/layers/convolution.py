@@ -15,6 +15,7 @@ from mapping.fields import check_count
 from mapping.foreign import require_arrays
 from mapping.layers.guard import check_extents
 from mapping.layers.linen import LinenLayer
+from mapping.layers.start import lecun_normal
 from mapping.registry import Example, register, spec
 
 Padding = int | str | tuple[int, ...] | tuple[tuple[int, int], ...]
@@ -85,7 +86,7 @@ class Conv(LinenLayer):
             kernel_dilation=self.dilation,
             feature_group_count=self.groups,
             use_bias=self.use_bias,
-            kernel_init=self.kernel_init or nn.linear.default_kernel_init,
+            kernel_init=self.kernel_init or lecun_normal,
             bias_init=self.bias_init or nn.initializers.zeros,
         )
 
@@ -174,7 +175,7 @@ class ConvTranspose(LinenLayer):
             padding=self.padding,
             kernel_dilation=_each(self.dilation, self.kernel_size),
             use_bias=self.use_bias,
-            kernel_init=self.kernel_init or nn.linear.default_kernel_init,
+            kernel_init=self.kernel_init or lecun_normal,
             bias_init=self.bias_init or nn.initializers.zeros,
         )
 

@@ -5,8 +5,8 @@ from mapping.models.cnn import CNN as CNN
 from mapping.models.elbo import ELBO as ELBO
 from mapping.models.encoder import TransformerEncoder as TransformerEncoder
 from mapping.models.feed_forward import FeedForward as FeedForward
-from mapping.models.flow import Flow as Flow
 from mapping.models.gan import Gan as Gan
+from mapping.models.gan_step import GanStep as GanStep
 from mapping.models.generate import generate as generate
 from mapping.models.gpt import GPT as GPT
 from mapping.models.in_batch import InBatchSoftmax as InBatchSoftmax

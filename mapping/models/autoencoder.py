@@ -13,8 +13,8 @@ from mapping.core import Mapping
 from mapping.errors import FieldError
 from mapping.layers import Conv, ConvTranspose, Dense, Flatten, Reshape
 from mapping.model import Model, Run
+from mapping.models.chain import serial
 from mapping.models.guard import check_widths, lift_fields
-from mapping.models.in_order import serial
 from mapping.models.mlp import MLP
 from mapping.registry import Example, register, spec
 

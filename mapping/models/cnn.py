@@ -14,8 +14,9 @@ from mapping.fields import check_count
 from mapping.layers import AvgPool, BatchNorm, Conv, Flatten, MaxPool
 from mapping.layers.convolution import Padding
 from mapping.layers.guard import check_extents
+from mapping.model import Model
+from mapping.models.chain import serial
 from mapping.models.guard import check_choice, check_widths, lift_fields
-from mapping.models.in_order import InOrder, serial
 from mapping.models.mlp import MLP
 from mapping.registry import Example, register, spec
 
@@ -35,7 +36,7 @@ _POOLS = {"max": MaxPool, "avg": AvgPool}
     ),
 )
 @dataclasses.dataclass(frozen=True)
-class CNN(InOrder):
+class CNN(Model):
     r"""Convolutions that are pooled, then an MLP: images to scores of classes.
 
     $$ h_k = \mathrm{pool}(\sigma(\mathrm{norm}(W_k * h_{k-1} + b_k))), \quad

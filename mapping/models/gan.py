@@ -11,11 +11,11 @@ import jax
 
 from mapping.core import Context, Mapping, Variables
 from mapping.fields import check_count
+from mapping.flow import Flow
 from mapping.layers import BatchNorm, Dense, Flatten, Reshape
 from mapping.model import Model, Run
-from mapping.models.flow import Flow
+from mapping.models.chain import serial
 from mapping.models.guard import check_widths, lift_fields
-from mapping.models.in_order import serial
 from mapping.models.mlp import MLP
 from mapping.registry import Example, register, spec
 

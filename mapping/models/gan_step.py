@@ -19,8 +19,8 @@ from mapping.core import (
     require_variables,
 )
 from mapping.errors import FieldError, MissingVariablesError
+from mapping.flow import Flow
 from mapping.foreign import lenient_promotion, require_arrays
-from mapping.models.flow import Flow
 from mapping.models.gan import Gan
 
 SIDES = ("discriminator", "generator")

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 
-from mapping.core import Context, Mapping, Params, State, Variables, describe
-from mapping.errors import GenerationError
+from mapping.core import Context, Params, State, Variables
 from mapping.layers import empty_cache
+from mapping.models.prompts import arranged, check_known, check_length, check_writer
 from mapping.models.sampling import check_sampling, sample_logits
 
 Step = Callable[[State, jax.Array], tuple[jax.Array, State]]
@@ -25,7 +23,7 @@ Choose = Callable[[jax.Array, Any], jax.Array]
 
 
 def generate(
-    model: Mapping,
+    model: Any,
     params: Params,
     prompt: Any,
     length: int,
@@ -71,10 +69,12 @@ def generate(
     >>> generate(model, params, [[3, 1], [4]], 5, key=jax.random.key(1)).shape
     (2, 5)
     """
-    tokens, padding, alone = _arranged(prompt)
-    _check_request(model, tokens, length)
     sampling = (key, temperature, top_k, top_p)
     check_sampling(*sampling)
+    check_writer(model)
+    tokens, padding, alone = arranged(prompt)
+    check_known(tokens, model.vocabulary, "prompt")
+    check_length(model, tokens.shape[1], length)
     cached = dataclasses.replace(model, cache_length=tokens.shape[1] + length - 1)
     new = _generate(cached, length, params, tokens, padding, sampling, stop)
     return new[0] if alone else new
@@ -82,7 +82,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(
-    model: Mapping,
+    model: Any,
     length: int,
     params: Params,
     tokens: jax.Array,
@@ -110,91 +110,27 @@ def chooser(key: jax.Array | None, *numbers: Any) -> Choose:
 def continued(
     step: Step, state: State, prompt: jax.Array, length: int, choose: Choose, stop: Any
 ) -> jax.Array:
-    """Reads a prompt (batch, time) and writes on: one loop, a token a turn.
+    """Reads a prompt (batch, time), then writes on: one loop, a token a turn.
 
     Args:
         step: of the decoder; it keeps its cache in the state.
         state: at the start.
-        prompt: what is read first, all at once.
+        prompt: what is read first, at least a token.
         length: how many tokens are written.
         choose: takes the next tokens from logits.
         stop: the token after which it is repeated, or None.
     """
-    logits, state = step(state, prompt)
-    first = choose(logits[:, -1], 0)
+    if prompt.shape[1] > 1:
+        _, state = step(state, prompt[:, :-1])  # logits that no one asks for cost none
 
     def one(before: tuple[State, jax.Array], turn: jax.Array) -> Any:
         state, last = before
         logits, state = step(state, last[:, None])
         new = choose(logits[:, -1], turn)
-        if stop is not None:
-            new = jnp.where(last == stop, last, new)
+        if stop is not None:  # which a prompt may end with
+            new = jnp.where((last == stop) & (turn > 0), last, new)
         return (state, new), new
 
-    turns = jnp.arange(1, length, dtype=jnp.int32)
-    _, rest = jax.lax.scan(one, (state, first), turns)
-    return jnp.concatenate([first[None], rest]).T
-
-
-def _arranged(prompt: Any) -> tuple[jax.Array, jax.Array | None, bool]:
-    """Prompts as (batch, time), padded at the left; by how much; whether it is one."""
-    if not hasattr(prompt, "ndim"):
-        prompts = list(prompt)
-        if not any(np.ndim(each) for each in prompts):
-            prompt = np.asarray(prompts)
-        else:
-            return *_padded([np.asarray(each) for each in prompts]), False
-    alone = prompt.ndim == 1
-    tokens = prompt[None] if alone else prompt
-    _check_tokens(tokens, tokens.ndim == 2 and tokens.size > 0)
-    return jnp.asarray(tokens).astype(jnp.int32), None, alone
-
-
-def _padded(prompts: list[np.ndarray]) -> tuple[jax.Array, jax.Array | None]:
-    for each in prompts:
-        _check_tokens(each, each.ndim == 1 and each.size > 0)
-    longest = max(len(each) for each in prompts)
-    padding = np.array([longest - len(each) for each in prompts], np.int32)
-    rows = [np.pad(e, (n, 0)) for e, n in zip(prompts, padding, strict=True)]
-    tokens = jnp.asarray(np.stack(rows)).astype(jnp.int32)
-    return tokens, jnp.asarray(padding) if padding.any() else None
-
-
-def _check_tokens(tokens: Any, fits: bool) -> None:
-    if not fits or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise GenerationError(
-            "prompt: expected whole numbers, at least one in each prompt, as (length,),"
-            f" (batch, length) or a list of lists, got {describe(tokens)}. Encode the "
-            "text first; begin an empty one with a token that means so."
-        )
-
-
-def _check_request(model: Any, tokens: jax.Array, length: int) -> None:
-    """Refuses a model that cannot write, what is too long, and unknown tokens."""
-    wanted = ("vocabulary", "max_length", "cache_length")
-    if not all(hasattr(model, name) for name in wanted):
-        raise GenerationError(
-            f"{type(model).__name__}: expected a model that has fields "
-            f"{', '.join(wanted)}, as GPT has. Give them to yours."
-        )
-    check_length(model, tokens.shape[1], length)
-    if isinstance(tokens, jax.core.Tracer):
-        return
-    known = np.asarray(tokens)
-    if known.min() < 0 or known.max() >= model.vocabulary:
-        raise GenerationError(
-            f"prompt: expected tokens in [0, {model.vocabulary}), got "
-            f"{known.min()} to {known.max()}. Encode it for this model."
-        )
-
-
-def check_length(model: Any, read: int, length: Any) -> None:
-    """Refuses a text that the model's context cannot hold."""
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise GenerationError(f"length: expected a whole number >= 1, got {length!r}.")
-    if read + length > model.max_length + 1:  # the last token is not read again
-        raise GenerationError(
-            f"{model.kind}: expected at most {model.max_length + 1} tokens with the "
-            f"prompt's, got a prompt of {read} and a text of {length}. Give the end of "
-            "the prompt only, or write less."
-        )
+    turns = jnp.arange(length, dtype=jnp.int32)
+    _, written = jax.lax.scan(one, (state, prompt[:, -1]), turns)
+    return written.T

@@ -107,6 +107,9 @@ class GPT(Transformer):
         Args:
             size: one of the four.
             **changes: fields that are to be otherwise.
+
+        >>> GPT.gpt2("xl", scan=True).layers
+        48
         """
         if size not in GPT2:
             raise FieldError(

@@ -11,8 +11,9 @@ import jax
 from mapping.core import Mapping
 from mapping.fields import check_count
 from mapping.layers import BatchNorm, Dense, Dropout
+from mapping.model import Model
+from mapping.models.chain import serial
 from mapping.models.guard import check_widths, lift_fields
-from mapping.models.in_order import InOrder, serial
 from mapping.registry import Example, register, spec
 
 
@@ -29,7 +30,7 @@ from mapping.registry import Example, register, spec
     ),
 )
 @dataclasses.dataclass(frozen=True)
-class MLP(InOrder):
+class MLP(Model):
     r"""A multilayer perceptron: affine maps with a non-linearity between them.
 
     $$ h_0 = x, \quad h_k = \sigma(\mathrm{norm}(h_{k-1} W_k + b_k)), \quad

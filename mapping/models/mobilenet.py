@@ -13,8 +13,8 @@ from mapping.errors import FieldError
 from mapping.fields import check_count
 from mapping.layers import Dense, DepthwiseConv, Dropout, GlobalAvgPool
 from mapping.model import Model, Run
+from mapping.models.chain import serial
 from mapping.models.guard import check_widths, lift_fields
-from mapping.models.in_order import InOrder, serial
 from mapping.models.residual_block import BATCH_NORM, conv, he_fan_out
 from mapping.registry import Example, register, spec
 
@@ -90,7 +90,7 @@ class InvertedResidual(Model):
     ),
 )
 @dataclasses.dataclass(frozen=True)
-class MobileNet(InOrder):
+class MobileNet(Model):
     r"""MobileNetV2: inverted residuals with linear bottlenecks; small and fast.
 
     $$ x_{l+1} = x_l + W_3\, \sigma_6(W_2 * \sigma_6(W_1 x_l)), \qquad

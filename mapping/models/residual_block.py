@@ -12,7 +12,7 @@ import jax
 from mapping.core import Mapping
 from mapping.layers import BatchNorm, Conv
 from mapping.model import Model, Run
-from mapping.models.in_order import serial
+from mapping.models.chain import serial
 from mapping.registry import register
 
 BATCH_NORM = BatchNorm()

@@ -12,8 +12,9 @@ from mapping.core import Mapping
 from mapping.errors import FieldError
 from mapping.fields import check_count
 from mapping.layers import Dense, GlobalAvgPool, MaxPool
+from mapping.model import Model
+from mapping.models.chain import serial
 from mapping.models.guard import check_choice, check_widths, lift_fields
-from mapping.models.in_order import InOrder, serial
 from mapping.models.residual_block import BATCH_NORM, ResidualBlock, conv
 from mapping.registry import Example, register, spec
 
@@ -36,7 +37,7 @@ _BLOCKS = ("basic", "bottleneck")
     ),
 )
 @dataclasses.dataclass(frozen=True)
-class ResNet(InOrder):
+class ResNet(Model):
     r"""A residual network: stages of blocks, each stage at half the resolution.
 
     $$ x_{l+1} = \sigma(s(x_l) + f_l(x_l)) $$

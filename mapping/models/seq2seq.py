@@ -9,13 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mapping.core import Context, Mapping, Params, State, Variables
-from mapping.layers import empty_cache
+from mapping.core import Context, Mapping, Params, State, Variables, describe
+from mapping.errors import GenerationError
+from mapping.layers import RMSNorm, empty_cache
 from mapping.model import Run
 from mapping.models.encoder import TransformerEncoder
-from mapping.models.generate import check_length, chooser, continued
+from mapping.models.generate import chooser, continued
 from mapping.models.gpt import GPT
+from mapping.models.prompts import arranged, check_known, check_length
 from mapping.models.sampling import check_sampling
 from mapping.models.transformer import Transformer
 from mapping.registry import Example, register
@@ -23,7 +26,10 @@ from mapping.registry import Example, register
 
 def _examples() -> Example:
     tokens, real = jnp.array([[1, 0, 2, 2]]), jnp.array([[True, True, True, False]])
-    small = Seq2Seq(3, 3, 4, features=4, heads=2, layers=1, hidden=6)
+    small = Seq2Seq(
+        3, 3, 4, features=4, heads=2, layers=1, hidden=6, norm=RMSNorm(),
+        activation="tanh",
+    )  # fmt: skip
     return Example(small, (tokens, jnp.array([[1, 2, 0]]), real))
 
 
@@ -132,8 +138,8 @@ def translate(
         int32 (batch, length).
 
     Raises:
-        GenerationError: if the text is longer than the model's, or a number is out of
-            its range.
+        GenerationError: if the text is longer than the model's, the source holds
+            unknown tokens or the mask does not fit it, or a number is out of its range.
         MissingKeyError: if there is something to draw and no key.
 
     >>> model = Seq2Seq(9, 7, 6, features=8, heads=2, layers=1)
@@ -142,9 +148,17 @@ def translate(
     >>> translate(model, params, source, 4, start=0).shape
     (2, 4)
     """
-    check_sampling(key, temperature, top_k, top_p)
-    check_length(model, 1, length)
     sampling = (key, temperature, top_k, top_p)
+    check_sampling(*sampling)
+    check_length(model, 1, length)
+    source, _, alone = arranged(source)
+    if alone or (mask is not None and np.shape(mask) != source.shape):
+        raise GenerationError(
+            f"source: expected tokens (batch, length), and a mask of that shape, got "
+            f"{describe((source[0] if alone else source, mask))}. Add the axis."
+        )
+    check_known(source, model.source_vocabulary, "source")
+    check_known(start, model.target_vocabulary, "start")
     return _translate(model, length, params, source, mask, sampling, start, stop)
 
 

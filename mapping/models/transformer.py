@@ -53,6 +53,15 @@ class Transformer(Model):
             short program for a deep model.
         remat: whether, or by which policy, that loop computes activations again for
             gradients; see `Repeat`.
+
+    Raises:
+        FieldError: if options do not fit together.
+
+    >>> from mapping.models import GPT
+    >>> GPT(9, 6, features=8, heads=3, layers=1)
+    Traceback (most recent call last):
+    ...
+    mapping.errors.FieldError: GPT.heads: expected a divisor of features = 8, got 3.
     """
 
     features: int

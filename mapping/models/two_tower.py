@@ -124,7 +124,7 @@ class TwoTower(Model):
     >>> model = TwoTower(Tower(8, (100,)), Tower(8, (50,)), count=3)
     >>> users, items = jnp.arange(6)[:, None], jnp.arange(50)[:, None]
     >>> v = model.init(jax.random.key(0), users, items[:6])
-    >>> from mapping.models import Flow
+    >>> from mapping import Flow
     >>> scores, numbers = Flow(model, "recommend")(v.params, users, items)
     >>> scores.shape, numbers.shape
     ((6, 3), (6, 3))

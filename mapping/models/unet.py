@@ -16,8 +16,8 @@ from mapping.fields import check_count
 from mapping.layers import BatchNorm, Conv, ConvTranspose, MaxPool
 from mapping.layers.guard import check_extents
 from mapping.model import Model, Run
+from mapping.models.chain import serial
 from mapping.models.guard import check_choice, check_widths, lift_fields, where
-from mapping.models.in_order import serial
 from mapping.registry import Example, register, spec
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from mapping.core import Context, Mapping, Variables, describe
 from mapping.errors import ShapeMismatchError
 from mapping.fields import check_count
+from mapping.flow import Flow
 from mapping.layers import Dense
 from mapping.model import Model, Run
 from mapping.models.autoencoder import Activation, conv_coders, dense_coders
-from mapping.models.flow import Flow
 from mapping.models.guard import lift_fields, where
 from mapping.registry import Example, register, spec
 

@@ -650,9 +650,7 @@ def test_a_models_mistakes_are_told_by_path():
     with pytest.raises(ShapeMismatchError, match=r"body/dense \(Dense\): params"):
         net(v.params, X[:, :3])
     for inputs in ((), (X, X)):
-        with pytest.raises(
-            ShapeMismatchError, match=r"\(Named\): expects the inp"
-        ):
+        with pytest.raises(ShapeMismatchError, match=r"\(Named\): expects the inp"):
             net(v.params, *inputs)
     with pytest.raises(TypeError, match=r"`parts\(self\)`"):
         mp.Model().init(KEY, X)

@@ -441,14 +441,14 @@ def test_a_child_is_given_its_own_variables_path_and_key():
     @dataclasses.dataclass(frozen=True)
     class Probe(Mapping):
         def apply(self, variables, x, *, ctx):
-            return (x, ctx.where, ctx.rng() == expected), variables
+            return (x, ctx.where, ctx.rng() == expected), {"given": variables}
 
     key = jax.random.key(3)
     expected = fold_name(key, "net/child/")
     variables = Variables({"child": {"w": 1}, "other": 2}, {"child": {"m": 3}})
     seen, given = call("child", Probe(), variables, 5, ctx=Context(key, path=("net",)))
     assert seen == (5, "net/child", True)
-    assert given == Variables({"w": 1}, {"m": 3})
+    assert given == {"given": Variables({"w": 1}, {"m": 3})}
 
 
 # Errors

@@ -1,6 +1,7 @@
 """Generation: what a cache may not change, and what may be drawn."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +24,34 @@ LLAMA = GPT(
     11, 24, positions="rotary", norm=RMSNorm(), kv_heads=2, gated=True, tied=False,
     activation="silu", use_bias=False, scan=True, **SMALL,
 )  # fmt: skip
+PROMPTS, LENGTH = [[3, 1, 4, 1], [5, 9, 2, 6]], 16
 MODELS = pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
 
 
+@functools.cache
 def trained(model):
     """Params of some size, so that texts depend on what they follow."""
-    params, rng = (
-        model.init(KEY, jnp.zeros((1, 2), jnp.int32)).params,
-        np.random.default_rng(0),
-    )
+    specs = mp.outline(model, jax.ShapeDtypeStruct((1, 2), "int32"))[0].params
+    rng = np.random.default_rng(0)
 
-    def moved(x):
-        return x + jnp.asarray(rng.normal(0, x.ndim > 1, x.shape), x.dtype)
+    def made(path, spec):
+        name = jax.tree_util.keystr(path)
+        if "bias" in name:  # one would decide every token
+            return jnp.zeros(spec.shape, spec.dtype)
+        start, spread = (1.0, 0.1) if "scale" in name else (0.0, 1.0)
+        return jnp.asarray(rng.normal(start, spread, spec.shape), spec.dtype)
 
-    return jax.tree.map(moved, params)
+    return jax.tree_util.tree_map_with_path(made, specs)
 
 
-def recomputed(model, params, prompt, length, choose=jnp.argmax):
+def recomputed(model, params, prompt, length):
     """Token by token, the whole text read anew each time; padded behind, one shape."""
     text = list(prompt)
-    whole = jax.jit(lambda tokens: model(params, tokens)[0])
     for _ in range(length):
         padded = np.zeros((1, model.max_length), np.int32)
         padded[0, : len(text)] = text
-        text.append(int(choose(whole(padded)[len(text) - 1])))
+        logits = np.asarray(jax.jit(model)(params, padded))[0, len(text) - 1]
+        text.append(int(logits.argmax()))
     return text[len(prompt) :]
 
 
@@ -55,12 +60,12 @@ def recomputed(model, params, prompt, length, choose=jnp.argmax):
 
 @MODELS
 def test_greedy_with_a_cache_is_greedy_without(model):
-    params, prompts = trained(model), np.array([[3, 1, 4, 1], [5, 9, 2, 6]])
-    got = generate(model, params, prompts, 20)
-    assert got.shape == (2, 20)
+    params = trained(model)
+    got = generate(model, params, PROMPTS, LENGTH)
+    assert got.shape == (2, LENGTH)
     assert got.dtype == jnp.int32
-    for row, prompt in zip(got, prompts, strict=True):
-        assert row.tolist() == recomputed(model, params, prompt, 20)
+    for row, prompt in zip(got, PROMPTS, strict=True):
+        assert row.tolist() == recomputed(model, params, prompt, LENGTH)
     assert len(set(map(int, got.ravel()))) > 3  # no test of one token for ever
 
 
@@ -69,21 +74,36 @@ def test_prompts_of_many_lengths_are_what_each_is_alone(model):
     params, prompts = trained(model), [[3, 1, 4, 1, 5], [9], [2, 6]]
     together = generate(model, params, prompts, 8)
     for row, prompt in zip(together, prompts, strict=True):
-        assert row.tolist() == generate(model, params, prompt, 8).tolist()
-    drawn = generate(model, params, prompts, 8, key=KEY, temperature=2.0)
-    assert drawn.shape == (3, 8)
+        assert row.tolist() == recomputed(model, params, prompt, 8)
+
+
+def test_one_prompt_is_a_batch_of_one():
+    params = trained(GPT2)
+    alone = generate(GPT2, params, [3, 1, 4], 8)
+    assert alone.shape == (8,)
+    for batch in ([[3, 1, 4]], np.array([[3, 1, 4]], np.uint8)):
+        assert generate(GPT2, params, batch, 8).tolist() == [alone.tolist()]
+    inside = jax.jit(lambda tokens: generate(GPT2, params, tokens, 8))
+    assert inside(jnp.array([3, 1, 4])).tolist() == alone.tolist()
+
+
+def test_a_stop_token_that_a_prompt_ends_with_stops_nothing():
+    params = trained(GPT2)
+    free = generate(GPT2, params, PROMPTS, LENGTH)
+    for i, prompt in enumerate(PROMPTS):
+        again = generate(GPT2, params, PROMPTS, LENGTH, stop=prompt[-1])
+        assert again[i, 0] == free[i, 0]
 
 
 def test_half_precision_writes_too():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained(GPT2))
-    text = generate(GPT2, params, [1, 2], 5)
+    text = generate(GPT2, params, PROMPTS, LENGTH)
     assert text.dtype == jnp.int32
     assert int(text.max()) < 11
 
 
-@MODELS
-def test_a_prompt_may_be_read_piece_by_piece(model):
-    cached, params = dataclasses.replace(model, cache_length=9), trained(model)
+def test_a_prompt_may_be_read_piece_by_piece():
+    cached, params = dataclasses.replace(GPT2, cache_length=9), trained(GPT2)
     tokens = jnp.array([[1, 2, 3, 4, 5, 6]])
 
     @jax.jit
@@ -96,23 +116,22 @@ def test_a_prompt_may_be_read_piece_by_piece(model):
         return jnp.concatenate(pieces, 1), state["places"]["cache"]["index"]
 
     got, count = in_pieces(params)
-    np.testing.assert_allclose(got, jax.jit(model)(params, tokens), atol=2e-4)
+    np.testing.assert_allclose(got, jax.jit(GPT2)(params, tokens), atol=2e-4)
     assert int(count) == 6
 
 
-@MODELS
-def test_padding_at_the_left_changes_nothing_behind_it(model):
-    params, tokens = trained(model), jnp.array([[3, 1, 4]])
+def test_padding_at_the_left_changes_nothing_behind_it():
+    params, tokens = trained(GPT2), jnp.array([[3, 1, 4]])
     padded = jnp.array([[7, 7, 3, 1, 4]])
-    got = jax.jit(model)(params, padded, jnp.array([2]))[:, 2:]
-    np.testing.assert_allclose(got, jax.jit(model)(params, tokens), atol=2e-4)
+    got = jax.jit(GPT2)(params, padded, jnp.array([2]))[:, 2:]
+    np.testing.assert_allclose(got, jax.jit(GPT2)(params, tokens), atol=2e-4)
 
 
 def test_a_text_ends_at_the_stop_token():
     params = trained(GPT2)
-    free = generate(GPT2, params, [[3, 1, 4], [2, 7, 1]], 20)
+    free = generate(GPT2, params, PROMPTS, LENGTH)
     stop = int(free[0, 5])
-    ended = np.asarray(generate(GPT2, params, [[3, 1, 4], [2, 7, 1]], 20, stop=stop))
+    ended = np.asarray(generate(GPT2, params, PROMPTS, LENGTH, stop=stop))
     for row, whole in zip(ended, np.asarray(free), strict=True):
         first = np.argmax(whole == stop) if stop in whole else len(whole)
         assert (row[: first + 1] == whole[: first + 1]).all()
@@ -132,8 +151,7 @@ def test_repeated_calls_compile_once():
         model = Noted(11, 24, features=8, heads=2, layers=1)
         return generate(model, params, prompt, 6, key=jax.random.key(seed), **numbers)
 
-    params = Noted(11, 24, features=8, heads=2, layers=1).init(KEY, jnp.array([[1]]))
-    params = params.params
+    params = trained(Noted(11, 24, features=8, heads=2, layers=1))
     call([1, 2, 3], 0, temperature=0.5, top_k=3, top_p=0.9)
     traces.clear()
     call([4, 5, 6], 1, temperature=1.5, top_k=7, top_p=0.2)
@@ -231,14 +249,16 @@ def test_texts_are_drawn_from_the_support_at_each_step():
 def test_one_key_gives_one_text():
     params = trained(GPT2)
 
-    def text(seed):
+    def text(seed, temperature):
         key = jax.random.key(seed)
-        return generate(GPT2, params, [1, 2, 3], 15, key=key, temperature=2.0).tolist()
+        return generate(
+            GPT2, params, PROMPTS, LENGTH, key=key, temperature=temperature
+        ).tolist()
 
-    assert text(0) == text(0)
-    assert text(0) != text(1)
-    zero = generate(GPT2, params, [1, 2, 3], 15, key=KEY, temperature=0.0)
-    assert zero.tolist() == generate(GPT2, params, [1, 2, 3], 15).tolist()
+    assert text(0, 4.0) == text(0, 4.0)
+    assert text(0, 4.0) != text(1, 4.0)
+    assert text(0, 4.0)[0] != text(0, 4.0)[1]
+    assert text(1, 0.0) == generate(GPT2, params, PROMPTS, LENGTH).tolist()
 
 
 def test_it_writes_what_it_was_taught():
@@ -305,7 +325,7 @@ def test_drawing_needs_a_key(numbers):
 
 
 def test_other_models_are_told_what_they_lack():
-    with pytest.raises(GenerationError, match=r"Dense: expected a model that has fie"):
+    with pytest.raises(GenerationError, match=r"Dense: expected a model that has"):
         generate(mp.layers.Dense(3), {}, [1], 2)
     with pytest.raises(GenerationError, match=r"logits: expected float"):
         truncate_logits(jnp.zeros(()))

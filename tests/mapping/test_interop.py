@@ -646,7 +646,6 @@ def test_pairs_that_break_their_style_are_told():
         (stax.Dense(2), Pair),
         (jax.nn.relu, Lift),
     ],
-    ids=str,
 )
 def test_adapt_recognises(thing, kind):
     assert type(adapt(thing)) is kind

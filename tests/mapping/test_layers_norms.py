@@ -333,7 +333,6 @@ def largest(kernel):
         (Conv(4, (3, 2), kernel_init=UNIFORM), (1, 5, 5, 3)),
         (Conv(1, (3,), kernel_init=UNIFORM), (1, 5, 2)),
     ],
-    ids=str,
 )
 def test_spectral_norm_divides_by_the_largest_singular_value(inner, shape):
     layer = SpectralNorm(inner, steps=200)

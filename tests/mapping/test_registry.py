@@ -62,7 +62,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES, ids=str)
+@pytest.mark.parametrize("value", VALUES)
 def test_what_a_field_may_hold_survives(value):
     made = again(value)
     assert made == value

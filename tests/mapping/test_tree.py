@@ -199,7 +199,6 @@ MIXED = {
         (lambda path, leaf, least=2: np.ndim(leaf) == least, {"kernel"}),
         (np.isscalar, {"count", "rate"}),
     ],
-    ids=lambda value: str(value)[:40] if not isinstance(value, set) else "",
 )
 def test_leaves_are_selected_by_type_dtype_and_predicate(selector, chosen):
     assert set(select(MIXED).at(selector).paths) == chosen

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mapping.captured import join_captured, split_captured
-from mapping.combinators.repeat import numbered
-from mapping.context import initialising
+from mapping.context import initialising, numbered
 from mapping.core import (
     Context,
     Mapping,
