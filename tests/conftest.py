@@ -11,3 +11,4 @@ import pytest
 def strict():
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+    jax.clear_caches()  # thousands of compiled programs would fill the memory

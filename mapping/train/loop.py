@@ -67,8 +67,7 @@ def fit(
         model: what is trained.
         data: `(*inputs, target)`, arrays with a leading axis of examples.
         loss: a mapping, or function, from (prediction, target) to a scalar.
-        optimizer: an optax transform, a description of one (`mapping.optimizers`), or a
-            dict of these by path.
+        optimizer: of optax or `mapping.optimizers`, or a dict of these by path.
         epochs: passes over the data.
         batch_size: examples in a step; the remainder of a shuffled epoch is left out.
         validation: data of the same form, evaluated after each epoch.
