@@ -166,7 +166,7 @@ class Run:
         """Calls the part called `name`."""
         if name not in self._parts:
             raise UnknownPathError(
-                f"{self.ctx.where}: has no part {name!r}. Nearest: "
+                f"{self.ctx.where}: the model has no part {name!r}. Nearest: "
                 f"{nearest(name, self._parts)}."
             )
         return self._call(name, *inputs)

@@ -157,6 +157,11 @@ def as_mapping(value: Any) -> Mapping:
             "module. Lift it: mapping.layers.Linen(module) for flax.linen, else "
             "mapping.interop."
         )
+    if isinstance(value, tuple) and value and isinstance(value[0], Mapping):
+        raise NotAMappingError(
+            f"expected a mapping, got a tuple that begins with a {value[0].kind}. "
+            "Unpack it: mapping, variables = ... ."
+        )
     if any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(value)):
         raise NotAMappingError(
             f"{type(value).__name__}: expected a mapping or a function, got a module "

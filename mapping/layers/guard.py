@@ -40,7 +40,8 @@ def learned(
         raise MissingVariablesError(
             f"{ctx.where} ({kind}): expects variables made by its init, got params "
             f"{sorted(variables.params)} and state {sorted(variables.state)}. Pass "
-            "the Variables that init returned."
+            "the Variables that init returned; to mapping(params, x), "
+            "state=variables.state."
         )
     return tuple(variables.params[name] for name in names)
 

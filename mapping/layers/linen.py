@@ -137,7 +137,8 @@ class LinenLayer(Mapping):
         return MissingVariablesError(
             f"{ctx.where} ({self.kind}): expects variables made by its init, got "
             f"params {sorted(variables.params)} and state {sorted(variables.state)}. "
-            "Pass the Variables that init returned."
+            "Pass the Variables that init returned; to mapping(params, x), "
+            "state=variables.state."
         )
 
     def _check_state(self, variables: Variables, state: State, ctx: Context) -> None:

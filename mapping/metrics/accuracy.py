@@ -54,7 +54,8 @@ class Accuracy(Mapping):
         if classes.shape != logits.shape[:-1]:
             raise ShapeMismatchError(
                 f"{ctx.where} (Accuracy): expected class numbers that fit the logits "
-                f"{describe(logits)}, got {describe(classes)}. Drop the last axis."
+                f"{describe(logits)}, got {describe(classes)}. Drop the last axis; "
+                "of one-hot targets take argmax(-1)."
             )
         guess = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         hits = jnp.sum(guess == classes.astype(jnp.int32), dtype=jnp.int32)

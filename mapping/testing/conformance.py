@@ -181,8 +181,18 @@ def leading_axes_are_batch(probe: Probe) -> None:
         return
     pair = (probe.inputs, probe.other_inputs())
     looped = stacked(*(probe.run(inputs=inputs)[0] for inputs in pair))
+    expect(
+        as_spec(looped) == outline(probe.example.mapping, *stacked(*pair))[1],
+        "a leading axis is not kept. Pass batched=False for what reduces over the "
+        "batch, or knows exactly one batch axis",
+    )
     together = probe.run(inputs=stacked(*pair))[0]
-    _close(together, looped, _SAME, "a leading axis is not treated as batch")
+    _close(
+        together,
+        looped,
+        _SAME,
+        "a leading axis is not more of the batch (batched=False, if none is)",
+    )
 
 
 def randomness_needs_a_key(probe: Probe) -> None:

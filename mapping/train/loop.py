@@ -82,7 +82,7 @@ def fit(
     """
     arrays = _paired("data", data)
     held_out = None if validation is None else _paired("validation", validation)
-    measured = _measured(loss, metrics or {})
+    measured = _measured(loss, metrics or {}, validation is not None)
     _check_numbers(epochs, batch_size, seed)
     size = min(batch_size, len(arrays[0]))
     step = TrainStep(as_mapping(model), measured["validation loss"], optimizer)
@@ -133,8 +133,15 @@ def _paired(name: str, data: Sequence[Any]) -> tuple[np.ndarray, ...]:
     return arrays
 
 
-def _measured(loss: Any, metrics: Dict[str, Any]) -> dict[str, Mapping]:
+def _measured(
+    loss: Any, metrics: Dict[str, Any], validated: bool
+) -> dict[str, Mapping]:
     """What is measured on validation data, by the name of its column."""
+    if metrics and not validated:
+        raise DataError(
+            f"metrics: expected validation data to measure {sorted(metrics)} on, got "
+            "none. Pass validation=(*inputs, target), which may be the training data."
+        )
     if not isinstance(metrics, Dict):
         raise DataError(
             f"metrics: expected a dict of metrics by name, got "

@@ -10,6 +10,7 @@ from mapping.combinators.lift import as_mapping
 from mapping.combinators.steps import Steps
 from mapping.core import Mapping
 from mapping.errors import SelectorError
+from mapping.model import Model
 from mapping.tree.selection import Selection
 
 
@@ -47,6 +48,17 @@ class Nested(Selection):
         """Selects every mapping nested in `mapping`."""
         return cls(mapping, tuple(_nested(mapping)))
 
+    def at(self, *selectors: Any) -> Self:
+        """Narrows the selection, as of arrays; a type finds no part it cannot exchange.
+
+        Raises:
+            SelectorError: if a type also names what a `Model` makes in `parts()`.
+        """
+        for kind in selectors:
+            if isinstance(kind, type) and issubclass(kind, Mapping):
+                _check_reached(self.tree, kind, self.everything())
+        return super().at(*selectors)
+
     def everything(self) -> dict[str, Any]:
         """Every nested mapping by path."""
         return _nested(self.tree)
@@ -72,6 +84,23 @@ class Nested(Selection):
         )
 
     partition = mask
+
+
+def _check_reached(
+    tree: Mapping, kind: type[Mapping], reached: dict[str, Mapping]
+) -> None:
+    """Refuses a type that some parts have and cannot lose: their model makes them."""
+    known = set(map(id, reached.values()))
+    for path, model in {"": tree, **reached}.items():
+        parts = model.parts() if isinstance(model, Model) else {}
+        for name, part in parts.items():
+            inside = [part, *_nested(as_mapping(part)).values()]
+            if any(isinstance(m, kind) and id(m) not in known for m in inside):
+                raise SelectorError(
+                    f"{kind.__name__}: {path or '(root)'} ({model.kind}) makes its "
+                    f"part {name!r} anew in parts(), where nothing can be exchanged. "
+                    f"Change the fields of {model.kind} that it is made from."
+                )
 
 
 Visit = Callable[[str, Mapping], Mapping]

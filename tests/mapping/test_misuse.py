@@ -12,11 +12,14 @@ import mapping as mp
 from mapping.core import Context, Mapping, Variables
 from mapping.errors import (
     ConfigError,
+    DataError,
     FieldError,
     MissingKeyError,
     MissingVariablesError,
     NameCollisionError,
+    NotAMappingError,
     ProtocolError,
+    SelectorError,
     ShapeMismatchError,
     UnknownNameError,
 )
@@ -225,3 +228,47 @@ def test_a_configuration_cannot_reach_files_memory_or_settings(name):
 def test_malformed_fields_are_an_error_of_the_configuration(fields):
     with pytest.raises((ConfigError, mp.errors.NotAMappingError)):
         mp.from_config({"is": "combinator/serial", **fields})
+
+
+@dataclasses.dataclass(frozen=True)
+class Holds(mp.Model):
+    rate: float = 0.5
+
+    def parts(self):
+        return {"drop": Dropout(self.rate)}
+
+
+def test_surgery_does_not_skip_what_a_model_makes():
+    net = mp.Serial(a=Holds(), b=Dropout(0.5))
+    with pytest.raises(SelectorError, match=r"a \(Holds\) makes its part 'drop'"):
+        mp.select(net).at(Dropout)
+    changed = mp.select(net).at(Holds).set(Holds(0.0))
+    assert changed.steps[0][1] == Holds(0.0)
+    assert mp.select(net).at("b").set(Dropout(0.0)).steps[1][1] == Dropout(0.0)
+
+
+def test_metrics_without_data_to_measure_them_on_are_not_ignored():
+    with pytest.raises(DataError, match=r"validation data to measure \['accuracy'\]"):
+        mp.train.fit(
+            Dense(2), (X, jnp.zeros(5, int)), loss=mp.losses.CrossEntropy(),
+            optimizer=mp.optimizers.sgd(0.1), epochs=1,
+            metrics={"accuracy": mp.metrics.Accuracy()},
+        )  # fmt: skip
+
+
+def test_a_mapping_with_its_variables_is_not_a_mapping():
+    pair = (Dense(2), Dense(2).init(KEY, X))
+    with pytest.raises(NotAMappingError, match=r"tuple that begins with a Dense"):
+        mp.Serial(pair)
+
+
+def test_variables_left_out_say_how_each_call_takes_them():
+    net = mp.Serial(norm=BatchNorm())
+    v = net.init(KEY, X)
+    with pytest.raises(MissingVariablesError, match=r"state=variables\.state"):
+        net(v.params, X)
+
+
+def test_a_loss_under_check_is_told_of_the_flag():
+    with pytest.raises(mp.errors.ConformanceError, match=r"Pass batched=False"):
+        mp.testing.check(mp.losses.MeanSquaredError(), X, X)
