@@ -57,7 +57,7 @@ def _check_part(value: Any, where: str) -> None:
 
 def _parts(value: Any) -> Iterator[Any]:
     """A value and, in tuples and partials, what it is made of."""
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         inside = value
     elif isinstance(value, functools.partial):
         inside = (value.func, *value.args, *value.keywords.values())

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from mapping import Context, Model, Serial, Variables, leaf_paths
+from mapping import Context, Flow, Model, Serial, Variables, leaf_paths
 from mapping.core import fold_name
 from mapping.errors import (
     FieldError,
@@ -27,7 +27,7 @@ from mapping.errors import (
 )
 from mapping.layers import BatchNorm, Dense
 from mapping.losses import MeanSquaredError
-from mapping.models import ELBO, VAE, Autoencoder, Flow, Gan
+from mapping.models import ELBO, VAE, Autoencoder, Gan
 from mapping.models.gan_step import GanStep
 from mapping.registry import Example
 from mapping.testing import CLAIMS

@@ -10,10 +10,10 @@ import pytest
 import scipy.special
 from sklearn.datasets import load_digits
 
-from mapping import Serial
+from mapping import Flow, Serial
 from mapping.errors import FieldError, OutOfRangeError, ShapeMismatchError
 from mapping.layers import Dense
-from mapping.models import MLP, Flow, InBatchSoftmax, Tower, TwoTower
+from mapping.models import MLP, InBatchSoftmax, Tower, TwoTower
 from mapping.train import fit
 
 KEY = jax.random.key(0)
