@@ -164,6 +164,11 @@ def is_plain_jit(equation: Equation) -> bool:
     return all(type(s).__name__ == "UnspecifiedValue" for s in shardings)
 
 
+def repeats(equation: Equation) -> int:
+    """How often an equation runs its bodies; once if no one knows (`while`)."""
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
+
+
 def equations(jaxpr: Jaxpr) -> list[Equation]:
     """The equations of a closed jaxpr, in order."""
     return jaxpr.jaxpr.eqns
@@ -176,10 +181,9 @@ def nested(jaxpr: Jaxpr) -> Iterator[tuple[Equation, int]]:
     """
     for equation in equations(jaxpr):
         yield equation, 1
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for body in bodies(equation):
             for inner, count in nested(body.jaxpr):
-                yield inner, count * times
+                yield inner, count * repeats(equation)
 
 
 def scope(equation: Equation) -> str:

@@ -9,6 +9,7 @@ construction. A primitive nobody has a rule for is emitted as it was.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
@@ -18,7 +19,8 @@ import jax
 
 from compiler import jaxprs
 from compiler.errors import RuleError
-from compiler.graph import drop_dead, read
+from compiler.graph import Graph, drop_dead, read
+from compiler.paths import Namer, Origin, join, matches
 from mapping.core import describe
 
 
@@ -33,6 +35,7 @@ class Operand:
         uses: how many equations and outputs consume it.
         shared: whether something it was computed from is consumed elsewhere too.
         note: what the rule that made it tells the rules downstream.
+        origin: the path it comes from.
     """
 
     value: Any
@@ -40,6 +43,7 @@ class Operand:
     uses: int = 1
     shared: bool = False
     note: Any = None
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -104,6 +108,7 @@ class Site:
         events: where what happens is recorded.
         number: how many equations the walk met before; the same in every walk with
             rules that see the same program.
+        path: where in the user's model it belongs.
         scope: the names around the equation, which what it emits carries.
     """
 
@@ -111,6 +116,7 @@ class Site:
     bodies: Sequence[jaxprs.Body]
     events: Events
     number: int
+    path: str = ""
     scope: Any = dataclasses.field(default_factory=jaxprs.current_scope)
 
     def emit(self, *values: Any, **params: Any) -> list[Any]:
@@ -134,7 +140,7 @@ class Site:
         self.events.skipped.append(self._event(why))
 
     def _event(self, text: str) -> Event:
-        where = jaxprs.scope(self.equation) or self.equation.primitive.name
+        where = self.path or self.equation.primitive.name
         return Event(where, text, jaxprs.source(self.equation))
 
 
@@ -169,12 +175,18 @@ class Rules:
     def __init__(self) -> None:
         self._rules: dict[str, list[Rule]] = {}
 
-    def on(self, *primitives: str) -> Callable[[Rule], Rule]:
-        """Registers the decorated rule for some primitives, by name."""
+    def on(self, *primitives: str, path: str = "*") -> Callable[[Rule], Rule]:
+        """Registers the decorated rule for some primitives, by name.
+
+        Args:
+            *primitives: `"dot_general"`, `"tanh"`, ...
+            path: a glob; the rule is asked only at and inside the paths it names.
+        """
 
         def register(rule: Rule) -> Rule:
             for name in primitives:
-                self._rules.setdefault(name, []).append(rule)
+                own = rule if path == "*" else _only_at(path, rule)
+                self._rules.setdefault(name, []).append(own)
             return rule
 
         return register
@@ -192,6 +204,16 @@ class Rules:
         return both
 
 
+def _only_at(path: str, rule: Rule) -> Rule:
+    """A rule that declines wherever the glob does not name the site."""
+
+    @functools.wraps(rule)
+    def asked(site: Site, *operands: Operand) -> Sequence[Any] | None:
+        return rule(site, *operands) if matches(path, site.path) else None
+
+    return asked
+
+
 class Walk:
     """One traversal of a program with a set of rules.
 
@@ -201,24 +223,44 @@ class Walk:
         events: what happened so far.
     """
 
-    def __init__(self, rules: Rules, refused: Set[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        refused: Set[int] = frozenset(),
+        graph: Graph | None = None,
+    ) -> None:
+        """Starts a walk; `graph` gives its leaves' paths to operations without any."""
         self.rules = rules
         self.refused = refused
         self.events = Events()
         self._met = 0
+        self._namer = Namer(graph)
+        self._origins = None if graph is None else self._namer.inputs(graph)
+        self._within = ""
 
-    def rewrite(self, jaxpr: jaxprs.Jaxpr, known: Sequence[bool]) -> jaxprs.Jaxpr:
+    def rewrite(
+        self,
+        jaxpr: jaxprs.Jaxpr,
+        known: Sequence[bool],
+        origins: Sequence[Origin | None] | None = None,
+    ) -> jaxprs.Jaxpr:
         """Rewrites a jaxpr; returns the same object if no rule fired.
 
         Args:
             jaxpr: a closed jaxpr.
             known: for each of its inputs, whether it is known before the others.
+            origins: for each of its inputs, where it comes from; those of the
+                graph's inputs by default.
         """
         fired = len(self.events.fired)
         specs = [jaxprs.spec(var) for var in jaxpr.jaxpr.invars]
+        given = origins or self._origins or [None] * len(specs)
 
         def run(*values: Any) -> list[Any]:
-            operands = [Operand(v, k) for v, k in zip(values, known, strict=True)]
+            operands = [
+                Operand(value, early, origin=origin)
+                for value, early, origin in zip(values, known, given, strict=True)
+            ]
             return [operand.value for operand in self.run(jaxpr, operands)]
 
         new = drop_dead(jaxprs.make(run, specs))
@@ -245,29 +287,44 @@ class Walk:
     def _equation(
         self, equation: jaxprs.Equation, operands: list[Operand]
     ) -> list[Operand]:
+        outer = self._within
+        scope = self._within = join(outer, jaxprs.scope(equation))
+        try:
+            return self._emitted(equation, operands, scope)
+        finally:
+            self._within = outer
+
+    def _emitted(
+        self, equation: jaxprs.Equation, operands: list[Operand], scope: str
+    ) -> list[Operand]:
         if jaxprs.is_plain_jit(equation):
             (body,) = jaxprs.bodies(equation)
             return self.run(body.jaxpr, operands)
+        origin = self._namer.name(scope, [o.origin for o in operands if o.origin])
         known = all(o.known for o in operands) and not equation.effects
         shared = any(o.shared or o.uses > 1 for o in operands if o.known)
         bodies = [self._body(body, operands) for body in jaxprs.bodies(equation)]
         self._met += 1
-        site = Site(equation, bodies, self.events, self._met)
-        refused = site.number in self.refused
-        for rule in () if refused else self.rules.of(equation.primitive.name):
+        made = Operand(None, known, 1, shared, None, origin)
+        refused = self._met in self.refused
+        rules = () if refused else self.rules.of(equation.primitive.name)
+        site = Site(equation, bodies, self.events, self._met, origin.path)
+        for rule in rules:
             results = rule(site, *operands)
             if results is not None:
-                return _checked(site, rule, results, known, shared)
+                return _checked(site, rule, results, made)
         values = [operand.value for operand in operands]
         params = jaxprs.replace_bodies(equation, bodies) if bodies else {}
         return [
-            Operand(value, known, 1, shared)
+            dataclasses.replace(made, value=value)
             for value in jaxprs.bind(equation, values, **params)
         ]
 
     def _body(self, body: jaxprs.Body, operands: Sequence[Operand]) -> jaxprs.Body:
         """Rewrites one body, knowing of its inputs what is known of the operands."""
-        return body._replace(jaxpr=self.rewrite(body.jaxpr, body_known(body, operands)))
+        origins = [operands[position].origin for position in body.operands]
+        known = body_known(body, operands)
+        return body._replace(jaxpr=self.rewrite(body.jaxpr, known, origins))
 
 
 def body_known(body: jaxprs.Body, operands: Sequence[Operand]) -> list[bool]:
@@ -299,7 +356,7 @@ def _result(result: Any) -> Result:
 
 
 def _checked(
-    site: Site, rule: Rule, results: Sequence[Any], known: bool, shared: bool
+    site: Site, rule: Rule, results: Sequence[Any], made: Operand
 ) -> list[Operand]:
     """Turns a rule's results into operands; they must fit the equation's outputs."""
     name = getattr(rule, "__name__", repr(rule))
@@ -323,4 +380,4 @@ def _checked(
                 f"{describe(want)}, got {describe(result.value)}. Reshape or cast "
                 "what the rule returns."
             )
-    return [Operand(r.value, known, 1, shared, r.note) for r in results]
+    return [dataclasses.replace(made, value=r.value, note=r.note) for r in results]

@@ -12,7 +12,7 @@ from compiler import jaxprs
 from compiler.binding import digests
 from compiler.errors import VerifyError
 from compiler.graph import Graph
-from compiler.rewrite import Events
+from compiler.rewrite import Events, Rules, Walk
 from mapping.core import describe, register
 
 if TYPE_CHECKING:
@@ -116,6 +116,30 @@ class Pipeline(Pass):
     def __str__(self) -> str:
         """The steps joined by `>>`."""
         return " >> ".join(map(str, self.steps))
+
+
+def by_rules(graph: Graph, rules: Rules, *, known: bool = False) -> Rewrite:
+    """Rewrites a graph by rules, its leaves as they are: the body of a simple pass.
+
+    Args:
+        graph: what to rewrite.
+        rules: asked at every equation, at every depth.
+        known: whether leaves and what follows from them count as known.
+
+    >>> import jax.numpy as jnp, compiler as mc
+    >>> rules = Rules()
+    >>> @rules.on("tanh")
+    ... def tanh_by_exp(site, x):
+    ...     site.fired("tanh written by exp")
+    ...     return [1.0 - 2.0 / (1.0 + jnp.exp(2.0 * x.value))]
+    >>> program = mc.trace(lambda w, x: jnp.tanh(w * x), 1.0, jnp.ones(2))
+    >>> [str(event.what) for event in by_rules(program.graph, rules).events.fired]
+    ['tanh written by exp']
+    """
+    walk = Walk(rules, graph=graph)
+    leaves, inputs = len(graph.leaves), len(graph.inputs)
+    jaxpr = walk.rewrite(graph.jaxpr, [known] * leaves + [False] * inputs)
+    return Rewrite(dataclasses.replace(graph, jaxpr=jaxpr), None, walk.events)
 
 
 def fingerprint(before: Graph, rewrite: Rewrite) -> tuple[str, ...]:

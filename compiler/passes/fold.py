@@ -150,7 +150,7 @@ def _early(
     """
     known, refused = _known(graph), set[int]()
     while True:
-        walk = Walk(COLLAPSE | HOIST, refused)
+        walk = Walk(COLLAPSE | HOIST, refused, graph)
         new = walk.rewrite(graph.jaxpr, known)
         kept = cut(new, known, allowed)
         needs = required(new, set(kept))
