@@ -8,6 +8,7 @@ everything else in the compiler speaks through this file. Only public API is use
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -166,7 +167,20 @@ def is_plain_jit(equation: Equation) -> bool:
 
 def repeats(equation: Equation) -> int:
     """How often an equation runs its bodies; once if no one knows (`while`)."""
-    return equation.params["length"] if equation.primitive.name == "scan" else 1
+    name, params = equation.primitive.name, equation.params
+    if name == "shard_map":  # once on every device
+        axes = params["newly_manual_axes"]
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
+    return params["length"] if name == "scan" else 1
+
+
+def sharded(equation: Equation, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function run on every shard as the body of a `shard_map` equation is."""
+    params = equation.params
+    names = ("mesh", "in_specs", "out_specs", "check_vma")
+    options = {name: params[name] for name in names}
+    axes = params["newly_manual_axes"]
+    return jax.shard_map(function, axis_names=axes, **options)
 
 
 def equations(jaxpr: Jaxpr) -> list[Equation]:
@@ -295,6 +309,7 @@ _BODIES: dict[str, Callable[[Equation], list[Body]]] = {
     "remat2": _direct("jaxpr"),
     "custom_jvp_call": _direct("call_jaxpr"),
     "custom_vjp_call": _direct("call_jaxpr"),
+    "shard_map": _direct("jaxpr"),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

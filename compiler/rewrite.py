@@ -300,6 +300,8 @@ class Walk:
         if jaxprs.is_plain_jit(equation):
             (body,) = jaxprs.bodies(equation)
             return self.run(body.jaxpr, operands)
+        if equation.primitive.name == "shard_map":
+            return self._sharded(equation, operands)
         origin = self._namer.name(scope, [o.origin for o in operands if o.origin])
         known = all(o.known for o in operands) and not equation.effects
         shared = any(o.shared or o.uses > 1 for o in operands if o.known)
@@ -320,11 +322,36 @@ class Walk:
             for value in jaxprs.bind(equation, values, **params)
         ]
 
+    def _sharded(
+        self, equation: jaxprs.Equation, operands: list[Operand]
+    ) -> list[Operand]:
+        """Walks through what every shard does, where its axes have names."""
+        (body,) = jaxprs.bodies(equation)
+        known = all(operand.known for operand in operands)
+        made: list[Operand] = []
+
+        def run(*values: Any) -> tuple[Any, ...]:
+            pairs = zip(operands, values, strict=True)
+            made[:] = self.run(body.jaxpr, [_inside(o, value) for o, value in pairs])
+            return tuple(operand.value for operand in made)
+
+        values = [operand.value for operand in operands]
+        results = jaxprs.sharded(equation, run)(*values)
+        return [
+            Operand(value, known, origin=inner.origin)
+            for value, inner in zip(results, made, strict=True)
+        ]
+
     def _body(self, body: jaxprs.Body, operands: Sequence[Operand]) -> jaxprs.Body:
         """Rewrites one body, knowing of its inputs what is known of the operands."""
         origins = [operands[position].origin for position in body.operands]
         known = body_known(body, operands)
         return body._replace(jaxpr=self.rewrite(body.jaxpr, known, origins))
+
+
+def _inside(operand: Operand, value: Any) -> Operand:
+    """An operand as a body sees it; notes are about the value outside."""
+    return dataclasses.replace(operand, value=value, note=None)
 
 
 def body_known(body: jaxprs.Body, operands: Sequence[Operand]) -> list[bool]:
