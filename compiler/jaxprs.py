@@ -8,12 +8,14 @@ everything else in the compiler speaks through this file. Only public API is use
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.core
+import numpy as np
 from jax.extend import core, source_info_util
 
 Jaxpr: TypeAlias = Any
@@ -74,6 +76,11 @@ def closed(jaxpr: Any) -> Jaxpr:
     return core.ClosedJaxpr(jaxpr, ())
 
 
+def is_jaxpr(value: Any) -> bool:
+    """Whether a parameter is a jaxpr, open or closed."""
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+
+
 def bodies(equation: Equation) -> list[Body]:
     """The jaxprs inside an equation whose inputs we can tell, none if it is opaque."""
     find = _BODIES.get(equation.primitive.name)
@@ -113,6 +120,20 @@ def with_equations(jaxpr: Jaxpr, kept: list[Equation]) -> Jaxpr:
     if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12
         return jaxpr.replace(eqns=kept)
     return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=kept))
+
+
+def part(
+    jaxpr: Jaxpr, inputs: Sequence[Var], outputs: Sequence[Var], kept: list[Equation]
+) -> Jaxpr:
+    """Some equations of a jaxpr as a jaxpr of their own, without tracing them."""
+    opened = jaxpr.jaxpr
+    effects = set().union(*(equation.effects for equation in kept))
+    new = opened.replace(
+        invars=list(inputs), outvars=list(outputs), eqns=kept, effects=effects
+    )
+    if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12
+        return new
+    return core.ClosedJaxpr(new, jaxpr.consts)
 
 
 def captured_arrays(jaxpr: Jaxpr) -> tuple[jax.Array, ...]:
@@ -314,3 +335,87 @@ _BODIES: dict[str, Callable[[Equation], list[Body]]] = {
     "while": _while,
     "cond": _cond,
 }
+
+
+def rebuilt(
+    jaxpr: Jaxpr,
+    equations: list[Equation],
+    inputs: Sequence[Var],
+    outputs: Sequence[Any],
+    constants: Sequence[tuple[Var, Any]],
+) -> Jaxpr:
+    """The same jaxpr with other equations, inputs, outputs and constants."""
+    new = jaxpr.jaxpr.replace(
+        eqns=equations,
+        invars=list(inputs),
+        outvars=list(outputs),
+        constvars=[var for var, _ in constants],
+    )
+    values = [value for _, value in constants]
+    if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12
+        return new.replace(consts=values)
+    return core.ClosedJaxpr(new, values)
+
+
+def literal(value: Any, like: Var) -> Any:
+    """A number as an operand with the type of a scalar variable, None if it has none.
+
+    JAX makes it, so that it is kept as JAX keeps its own.
+    """
+    value = np.asarray(value, like.aval.dtype)
+    weak = getattr(like.aval, "weak_type", False)
+    (made,) = _literal(value.tobytes(), value.dtype, weak).jaxpr.outvars
+    return made if is_literal(made) and made.aval == like.aval else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _literal(data: bytes, dtype: Any, weak: bool) -> Jaxpr:
+    value = np.frombuffer(data, dtype)[0]
+    return jax.make_jaxpr(lambda: value.item() if weak else value)()
+
+
+def fresh(var: Var) -> Var:
+    """A new variable of the same type."""
+    return core.Var(var.aval)
+
+
+def is_dropped(var: Var) -> bool:
+    """Whether an equation's output is marked as one that nothing reads."""
+    return isinstance(var, core.DropVar)
+
+
+def is_equation(thing: Any) -> bool:
+    """Whether something is an equation."""
+    return isinstance(thing, core.JaxprEqn)
+
+
+def has_refs(jaxpr: Jaxpr) -> bool:
+    """Whether a jaxpr reads or writes references (arrays that change in place)."""
+    return bool(jaxpr.jaxpr.effects) and any(
+        not is_value(var)
+        for equation in equations(jaxpr)
+        for var in (*equation.invars, *equation.outvars)
+    )
+
+
+def is_value(var: Var) -> bool:
+    """Whether a variable holds a value: an array or keys, not a token or a ref."""
+    return isinstance(var.aval, jax.core.ShapedArray)
+
+
+def within(equation: Equation, outer: Equation) -> Equation:
+    """An equation of a body, as it stands when the body takes the place of `outer`."""
+    info, around = equation.source_info, outer.source_info.name_stack
+    return equation.replace(source_info=info.replace(name_stack=around + info.name_stack))
+
+
+def primitive(name: str) -> Any:
+    """One of JAX's own primitives."""
+    return getattr(core.primitives, f"{name}_p")
+
+
+def with_scan_counts(consts: int, carry: int, old: Equation) -> dict[str, Any] | None:
+    """The params that say how many operands are constants and carried, if settable."""
+    if "num_consts" not in old.params:
+        return None
+    return {"num_consts": consts, "num_carry": carry}

@@ -201,6 +201,18 @@ class Program(Mapping, by_identity=True):
                     break
         return found
 
+    @functools.cached_property
+    def grown(self) -> list[Graph]:
+        """The program for other inputs, together with every extent changed that may.
+
+        One graph if all extents may change at once (by different amounts, so that
+        no difference of two stays what it was), else one for each.
+        """
+        new = {e: e.size + i for i, e in enumerate(extents(self.graph.inputs), 1)}
+        with contextlib.suppress(InputMismatchError):
+            return [self.specialise(replace_extents(self.graph.inputs, new))]
+        return list(self.variants.values())
+
     def _larger(self, extent: Extent) -> Graph | None:
         """The graph for one extent larger by one, or doubled, if it is allowed."""
         for size in (extent.size + 1, 2 * extent.size):

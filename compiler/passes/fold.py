@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import jax.numpy as jnp
 
@@ -68,7 +69,7 @@ class Fold(Pass):
         if set(kept) <= set(jaxpr.jaxpr.invars):  # nothing to keep, nothing to decide
             return dataclasses.replace(self, allowed=frozenset())
         allowed = _computations(program.graph, jaxpr)
-        for graph in program.variants.values():
+        for graph in program.grown:
             allowed &= _computations(graph, _early(graph, None)[0])
         return dataclasses.replace(self, allowed=allowed)
 
@@ -99,13 +100,10 @@ class Fold(Pass):
         def prepare(leaves: Sequence[Any]) -> list[Any]:
             return evaluate(jaxpr, dict(zip(leaf_vars, leaves, strict=True)), kept)
 
-        def remainder(*arguments: Any) -> list[Any]:
-            inputs = jaxpr.jaxpr.invars[len(leaf_vars) :]
-            env = dict(zip((*kept, *inputs), arguments, strict=True))
-            return evaluate(jaxpr, env)
-
-        specs = [jaxprs.spec(v) for v in kept] + graph.inputs
-        residual = jaxprs.make(remainder, specs)
+        inputs = [*kept, *jaxpr.jaxpr.invars[len(leaf_vars) :]]
+        outputs = jaxpr.jaxpr.outvars
+        left = needed(jaxpr, outputs, set(inputs), effects=True)
+        residual = jaxprs.part(jaxpr, inputs, outputs, left)
         return Rewrite(graph.with_leaves(names, residual), prepare, events)
 
 
@@ -148,10 +146,9 @@ def _early(
     it is not (it would be larger than what it came from), the rule is refused and
     the walk done again.
     """
-    known, refused = _known(graph), set[int]()
+    known, refused = _known(graph), frozenset[int]()
     while True:
-        walk = Walk(COLLAPSE | HOIST, refused, graph)
-        new = walk.rewrite(graph.jaxpr, known)
+        new, events = _walked(graph, refused)
         kept = cut(new, known, allowed)
         needs = required(new, set(kept))
         leaves = [v for v, k in zip(new.jaxpr.invars, known, strict=True) if k]
@@ -159,8 +156,24 @@ def _early(
         left = needed(new, new.jaxpr.outvars, set(kept), effects=True)
         useless = early_sites(jaxprs.with_equations(new, left))
         if useless <= refused:
-            return new, kept, walk.events
+            return new, kept, events
         refused |= useless
+
+
+_WALKS: WeakKeyDictionary[Graph, dict[Set[int], tuple[jaxprs.Jaxpr, Events]]] = (
+    WeakKeyDictionary()
+)
+"""Walks done before: what to keep is decided and then done on the same graph."""
+
+
+def _walked(graph: Graph, refused: frozenset[int]) -> tuple[jaxprs.Jaxpr, Events]:
+    """The equations rewritten by every rule, except at the sites refused."""
+    done = _WALKS.setdefault(graph, {})
+    if refused not in done:
+        walk = Walk(COLLAPSE | HOIST, refused, graph)
+        done[refused] = walk.rewrite(graph.jaxpr, _known(graph)), walk.events
+    new, events = done[refused]
+    return new, Events(list(events.fired), list(events.skipped))
 
 
 def _named(jaxpr: jaxprs.Jaxpr, graph: Graph, kept: Sequence[Any]) -> dict[str, Any]:
