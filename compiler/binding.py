@@ -103,9 +103,9 @@ def dependencies(
     wanted: set[Any] = set()
     for equation in jaxprs.equations(jaxpr):
         operands = {v for v in equation.invars if not jaxprs.is_literal(v)}
-        early = operands & parents.keys()
+        early = {v for v in operands if v in parents}
         pure = not equation.effects and all(map(jaxprs.is_array, equation.outvars))
-        if pure and operands <= parents.keys() | constant:
+        if pure and all(v in constant for v in operands - early):
             if early:
                 parents.update((v, early) for v in equation.outvars)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ class Graph:
         """Shapes and dtypes of the flat outputs."""
         return [jaxprs.spec(v) for v in self.jaxpr.jaxpr.outvars]
 
-    @property
+    @functools.cached_property
     def paths(self) -> list[str]:
         """The paths of the leaves."""
         return [leaf.path for leaf in self.leaves]
@@ -216,8 +217,8 @@ def needed(
         results = wanted.intersection(equation.outvars)
         if results or (effects and equation.effects):
             kept.append(equation)
-            wanted.update(v for v in equation.invars if not jaxprs.is_literal(v))
-            wanted -= given
+            operands = (v for v in equation.invars if not jaxprs.is_literal(v))
+            wanted.update(v for v in operands if v not in given)
     return kept[::-1]
 
 

@@ -221,11 +221,11 @@ def _record(
     kept: Sequence[Any],
     events: Events,
 ) -> None:
-    unchanged = set(leaf_vars)
+    unchanged, left = set(leaf_vars), set(names)
     for name, var in zip(names, kept, strict=True):
         if var not in unchanged:
             size = nbytes(jaxprs.spec(var))
             events.fired.append(Event(name, f"computed once ({size} bytes)"))
     events.fired.extend(
-        Event(path, "no longer needed") for path in graph.paths if path not in names
+        Event(path, "no longer needed") for path in graph.paths if path not in left
     )
