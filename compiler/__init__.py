@@ -8,6 +8,7 @@
 """
 
 from compiler import errors as errors
+from compiler.agreement import difference as difference
 from compiler.artifact import load as load
 from compiler.artifact import save as save
 from compiler.cost import cost as cost

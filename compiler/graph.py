@@ -83,6 +83,8 @@ class Graph:
         packing: how the leaves make up the variables.
         in_tree: how the flat inputs make up the argument tuple.
         out_tree: how the flat outputs make up the result.
+        carried: paths of the leaves that the function returns, moved, to be given to
+            it again. A pass leaves them what they are.
     """
 
     jaxpr: jaxprs.Jaxpr
@@ -90,6 +92,7 @@ class Graph:
     packing: Packing
     in_tree: Any
     out_tree: Any
+    carried: frozenset[str] = frozenset()
 
     def with_leaves(self, paths: Sequence[str], jaxpr: jaxprs.Jaxpr) -> Graph:
         """The graph with other leaves, and equations that take them.

@@ -63,6 +63,11 @@ def is_literal(var: Var) -> bool:
     return isinstance(var, core.Literal)
 
 
+def variables(operands: Sequence[Any]) -> set[Var]:
+    """The operands that are no literals."""
+    return {operand for operand in operands if not is_literal(operand)}
+
+
 def is_array(var: Var) -> bool:
     """Whether a variable holds an ordinary array (not a token, a ref or a key)."""
     dtype = getattr(var.aval, "dtype", None)
@@ -90,6 +95,20 @@ def bodies(equation: Equation) -> list[Body]:
 def has_jaxprs(equation: Equation) -> bool:
     """Whether any parameter of the equation is a jaxpr."""
     return any(True for _ in core.jaxprs_in_params(equation.params))
+
+
+def is_opaque(equation: Equation) -> bool:
+    """Whether an equation does something inside that no rule can see."""
+    name = equation.primitive.name
+    if name in _FOREIGN:
+        return True
+    combines = name.startswith(_COMBINERS)
+    return not combines and name not in _BODIES and has_jaxprs(equation)
+
+
+_FOREIGN = frozenset(("call_exported", "ffi_call", "pure_callback", "io_callback"))
+_COMBINERS = ("scatter", "reduce", "select_and_", "sort", "cum")
+"""Primitives whose jaxpr is no more than how two numbers become one."""
 
 
 def scan_counts(equation: Equation) -> tuple[int, int]:
@@ -240,6 +259,35 @@ def label(equation: Equation) -> str:
 def source(equation: Equation) -> str:
     """Where in the user's code an equation comes from: `file:line (function)`."""
     return source_info_util.summarize(equation.source_info)
+
+
+def shared_scopes(equations: Sequence[Equation]) -> int:
+    """How many scopes, from the outermost, all of the equations stand in."""
+    first, *rest = (equation.source_info.name_stack.stack for equation in equations)
+    count = len(first)
+    for stack in rest:
+        pairs = enumerate(zip(first, stack, strict=False))
+        differs = (i for i, (a, b) in pairs if a != b)
+        count = min(count, len(stack), next(differs, count))
+    return count
+
+
+def in_scopes(equation: Equation, scopes: slice) -> Equation:
+    """An equation that stands in some of its scopes only."""
+    info = equation.source_info
+    return equation.replace(
+        source_info=info.replace(name_stack=info.name_stack[scopes])
+    )
+
+
+def common_scope(scopes: Sequence[Any]) -> Any:
+    """What all of some scopes are inside of."""
+    shared = []
+    for names in zip(*(scope.stack for scope in scopes), strict=False):
+        if any(name != names[0] for name in names):
+            break
+        shared.append(names[0])
+    return source_info_util.NameStack(tuple(shared))
 
 
 def current_scope() -> Any:
@@ -406,7 +454,9 @@ def is_value(var: Var) -> bool:
 def within(equation: Equation, outer: Equation) -> Equation:
     """An equation of a body, as it stands when the body takes the place of `outer`."""
     info, around = equation.source_info, outer.source_info.name_stack
-    return equation.replace(source_info=info.replace(name_stack=around + info.name_stack))
+    return equation.replace(
+        source_info=info.replace(name_stack=around + info.name_stack)
+    )
 
 
 def primitive(name: str) -> Any:
@@ -419,3 +469,32 @@ def with_scan_counts(consts: int, carry: int, old: Equation) -> dict[str, Any] |
     if "num_consts" not in old.params:
         return None
     return {"num_consts": consts, "num_carry": carry}
+
+
+def takes_constants(equation: Equation, body: Body) -> bool:
+    """Whether a body of an equation may have constants of its own."""
+    held = equation.params[body.param]
+    held = held if body.index is None else held[body.index]
+    return isinstance(held, core.ClosedJaxpr)
+
+
+def is_jaxpr(thing: Any) -> bool:
+    """Whether something is a jaxpr, open or closed."""
+    return isinstance(thing, core.Jaxpr | core.ClosedJaxpr)
+
+
+def scalar(var: Var) -> Var:
+    """A new variable for one element of a variable's array."""
+    return core.Var(var.aval.update(shape=(), sharding=None))
+
+
+def bits(operand: Any) -> bytes:
+    """The bits of a literal, so that -0 is not 0."""
+    return np.asarray(operand.val, operand.aval.dtype).tobytes()
+
+
+def placed(equation: Equation, scope: Any, new: Sequence[Body]) -> Equation:
+    """The same equation in another scope, with other bodies."""
+    info = equation.source_info.replace(name_stack=scope)
+    params = {**equation.params, **replace_bodies(equation, new)}
+    return equation.replace(source_info=info, params=params)

@@ -110,7 +110,8 @@ def owner_and_kind(leaf: Leaf) -> tuple[str, bool]:
         names.pop()
     collected = len(names) > 1 and names[0] in _COLLECTIONS
     kept = collected and names[0] != "params"
-    return "/".join(names[collected:-1]), kept
+    own = (name for name in names[collected:-1] if name != "~")  # haiku's own mark
+    return "/".join(own), kept
 
 
 class Namer:

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from compiler.agreement import Difference, check, difference
 from compiler.errors import CompilerError, InputMismatchError, VariablesMismatchError
 from compiler.graph import Graph, is_abstract, nbytes
 from compiler.passes.base import Pass, fingerprint, verify
 from compiler.rewrite import Events
+from compiler.together import Member, only
 from mapping.core import Context, Mapping, State, Variables, describe
 
 
@@ -53,11 +55,13 @@ class Applied:
         step: the pass, with its choices made.
         events: what fired, and what was skipped and why.
         prepared: tells how each leaf was computed from those before.
+        difference: how far it moved the outputs, where a sample was given.
     """
 
     step: Pass
     events: Events
     prepared: tuple[str, ...]
+    difference: Difference | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +78,8 @@ class Program(Mapping, by_identity=True):
         values: the arrays, in the order of the graph's leaves.
         source: what it was traced from.
         history: the passes applied so far, with what each did.
+        stateful: whether it returns (outputs, new state), as a mapping that was
+            traced in training does.
 
     >>> import jax.numpy as jnp, compiler as mc
     >>> program = mc.trace(lambda w, x: x @ w, jnp.eye(3), jnp.ones((2, 3)))
@@ -87,6 +93,7 @@ class Program(Mapping, by_identity=True):
     values: tuple[Any, ...]
     source: Traceable
     history: tuple[Applied, ...] = ()
+    stateful: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_graphs", {_shapes(self.graph.inputs): self.graph})
@@ -146,11 +153,35 @@ class Program(Mapping, by_identity=True):
     def apply(
         self, variables: Any, *inputs: Any, ctx: Context | None = None
     ) -> tuple[Any, State]:
-        """Computes `(outputs, state)` as every mapping does; the state stays."""
+        """Computes `(outputs, state)` as every mapping does.
+
+        The state stays as it is, unless the program is `stateful`.
+        """
         if not isinstance(variables, Variables):
             return self.function(variables, *inputs), {}
         own = variables if self.graph.packing.bundled else variables.params
-        return self.function(own, *inputs), variables.state
+        result = self.function(own, *inputs)
+        return result if self.stateful else (result, variables.state)
+
+    def member(self, name: str) -> Program:
+        """One of several functions that were traced together; see `trace`.
+
+        It has all leaves of the whole, so that one tree of variables serves every
+        member.
+
+        Raises:
+            TraceError: if there is no function of this name.
+
+        >>> import jax.numpy as jnp, compiler as mc
+        >>> both = mc.trace(
+        ...     {"encode": lambda w, x: x @ w, "decode": lambda w, z: z @ w.T},
+        ...     jnp.ones((3, 2)),
+        ...     {"encode": jnp.ones((1, 3)), "decode": jnp.ones((1, 2))},
+        ... )
+        >>> both.member("encode")(jnp.ones((5, 3))).shape
+        (5, 2)
+        """
+        return Program(only(self.graph, name), self.values, Member(self, name))
 
     def specialise(self, specs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
         """The graph for inputs of these shapes, rewritten by the same recipe.
@@ -221,11 +252,18 @@ class Program(Mapping, by_identity=True):
                 return self.specialise(inputs)
         return None
 
-    def rewritten(self, step: Pass) -> Program:
+    def rewritten(
+        self,
+        step: Pass,
+        *,
+        sample: Sequence[Any] | None = None,
+        tolerance: float | None = None,
+    ) -> Program:
         """Applies one pass: decides, rewrites, verifies, prepares the leaves.
 
         Raises:
-            VerifyError: if the pass broke the graph or changed its signature.
+            VerifyError: if the pass broke the graph or changed its signature, or
+                moved the outputs on the sample farther than allowed.
         """
         step = step.decide(self)
         while True:
@@ -239,7 +277,18 @@ class Program(Mapping, by_identity=True):
                 break
             step = reviewed
         applied = Applied(step, rewrite.events, fingerprint(self.graph, rewrite))
-        return Program(rewrite.graph, values, self.source, (*self.history, applied))
+        new = self._with(rewrite.graph, values, applied)
+        if sample is None:
+            return new
+        found = difference(self, new, *sample)
+        check(type(step).__name__, [found], tolerance)
+        compared = dataclasses.replace(applied, difference=found)
+        return self._with(rewrite.graph, values, compared)
+
+    def _with(self, graph: Graph, values: Sequence[Any], applied: Applied) -> Program:
+        return dataclasses.replace(
+            self, graph=graph, values=tuple(values), history=(*self.history, applied)
+        )
 
     def with_variables(self, variables: Any) -> Program:
         """The same program with other arrays: trained further, or loaded."""

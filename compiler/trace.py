@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Dict
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +20,8 @@ from compiler import jaxprs
 from compiler.errors import TraceError
 from compiler.graph import Graph, Leaf, Packing, is_abstract
 from compiler.program import Program
+from compiler.together import Together
+from compiler.updates import returned
 from mapping.core import Context, Mapping, Variables, describe, path_string
 
 _ARRAY = object()
@@ -60,7 +66,17 @@ class Source:
         """Makes a graph of what was traced; captured arrays become leaves."""
         jaxpr = jaxprs.constants_to_inputs(jaxpr, self.captured, len(self.leaves))
         leaves = (*self.leaves, *self.captured_leaves)
-        return Graph(jaxpr, leaves, self.packing, in_tree, out_tree)
+        outputs = jax.tree.unflatten(out_tree, jaxpr.jaxpr.outvars)
+        given = jaxpr.jaxpr.invars[: len(self.leaves)]
+        arrays = iter(given)
+        own = [next(arrays) if value is _ARRAY else None for value in self.fixed]
+        updated = returned(jax.tree.unflatten(self.tree, own), outputs)
+        carried = frozenset(
+            leaf.path
+            for leaf, var in zip(self.leaves, given, strict=True)
+            if var in updated
+        )
+        return Graph(jaxpr, leaves, self.packing, in_tree, out_tree, carried)
 
     def trace(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Any:
         """Traces to a jaxpr of (leaves, inputs), and the tree of its outputs."""
@@ -81,7 +97,8 @@ class Source:
         except Exception as error:
             raise TraceError(
                 f"{_name(self.function)}: cannot be traced on "
-                f"{describe(list(inputs))}: {type(error).__name__}: {error}"
+                f"{describe(list(inputs))}{_line_of(error)}: "
+                f"{type(error).__name__}: {_reason(error)}"
             ) from error
 
     @property
@@ -92,17 +109,34 @@ class Source:
         return tuple(map(Leaf, names, map(spec_of, self.captured)))
 
 
-def trace(function: Any, variables: Any, *inputs: Any) -> Program:
+def trace(
+    function: Any,
+    variables: Any,
+    *inputs: Any,
+    static_argnums: int | Sequence[int] = (),
+    **fixed: Any,
+) -> Program:
     """Traces a function of variables and inputs to a program.
 
+    Several functions of the same variables are traced together as one program, so
+    that a pass which changes the variables suits them all; `program.member(name)`
+    is one of them, rewritten.
+
     Args:
-        function: a `Mapping` (traced in inference mode), or any pure
-            `f(variables, *inputs)` on pytrees: a flax module's `apply`, a function
-            of an equinox model, plain JAX.
+        function: a `Mapping` (traced in inference mode, unless `ctx=` says
+            otherwise), or any pure `f(variables, *inputs)` on pytrees: a flax
+            module's `apply`, a function of an equinox model, plain JAX, a whole
+            training step. Or a dict of such functions by name.
         variables: what the function is parametrised by. Leaves that are not arrays
             (activation functions, flags) are kept fixed. Arrays may be
             `jax.ShapeDtypeStruct`s; such a program can be rewritten but not run.
-        *inputs: sample inputs, arrays or `jax.ShapeDtypeStruct`s: a typical batch.
+        *inputs: sample inputs, arrays or `jax.ShapeDtypeStruct`s: a typical batch,
+            or with symbolic extents (`jax.export.symbolic_shape`). For a dict of
+            functions one dict with the tuple of inputs of each.
+        static_argnums: places among the inputs (from 0) of values that are no
+            arrays; the program has them built in and takes the others only.
+        **fixed: keyword arguments of the function, built in likewise. For a mapping
+            `ctx=Context(train=True)` traces training: (outputs, new state).
 
     Raises:
         TraceError: if the function cannot be traced on them.
@@ -110,22 +144,26 @@ def trace(function: Any, variables: Any, *inputs: Any) -> Program:
     >>> program = trace(lambda w, x: jnp.tanh(x @ w), jnp.eye(3), jnp.ones((2, 3)))
     >>> program(jnp.zeros((5, 3))).shape
     (5, 3)
+    >>> def power(w, x, n, *, negate=False):
+    ...     return -((x * w) ** n) if negate else (x * w) ** n
+    >>> cube = trace(power, 2.0, jnp.ones(1), 3, static_argnums=1, negate=True)
+    >>> cube(jnp.ones(2)).tolist()
+    [-8.0, -8.0]
     """
-    if isinstance(function, Mapping):
-        function = functools.partial(_infer, function)
-    if not callable(function):
-        raise TraceError(
-            f"expected a mapping or a function f(variables, *inputs), got "
-            f"{type(function).__name__}. Pass model.apply, or a function."
-        )
+    if isinstance(function, dict):
+        both = Together({name: _callable(f) for name, f in function.items()})
+        return trace(both, variables, both.inputs(inputs), **fixed)
+    stateful = isinstance(function, Mapping) and "ctx" in fixed
+    function = _callable(function.apply if stateful else function, fixed)
+    function, inputs = _with_static(function, inputs, static_argnums)
     found, tree = jax.tree_util.tree_flatten_with_path(variables)
-    fixed = tuple(_ARRAY if _is_array(value) else value for _, value in found)
+    kept = tuple(_ARRAY if _is_array(value) else value for _, value in found)
     arrays = [(path, value) for path, value in found if _is_array(value)]
     leaves = tuple(Leaf(path_string(p) or "variables", spec_of(v)) for p, v in arrays)
     _check_distinct([leaf.path for leaf in leaves])
     flat, in_tree = jax.tree.flatten(inputs)
     specs = [_input_spec(x) for x in flat]
-    source = Source(function, tree, fixed, leaves)
+    source = Source(function, tree, kept, leaves)
     jaxpr, out_tree = source.trace(in_tree, specs)
     captured = jaxprs.captured_arrays(jaxpr)
     if captured:  # what the function makes anew at each trace is none of its weights
@@ -134,7 +172,7 @@ def trace(function: Any, variables: Any, *inputs: Any) -> Program:
     source = dataclasses.replace(source, captured=captured)
     values = [_as_jax(value) for _, value in arrays]
     graph = source.lift(jaxpr, out_tree, in_tree)
-    return Program(graph, (*values, *captured), source)
+    return Program(graph, (*values, *captured), source, (), stateful)
 
 
 def spec_of(value: Any) -> jax.ShapeDtypeStruct:
@@ -153,6 +191,68 @@ def _input_spec(value: Any) -> jax.ShapeDtypeStruct:
             f"inputs: expected arrays or numbers, got {type(value).__name__} "
             f"{value!r}. Fix it with functools.partial, or put it among the variables."
         ) from error
+
+
+def _callable(function: Any, fixed: Dict[str, Any] = MappingProxyType({})) -> Any:
+    """A function of variables and inputs alone."""
+    if isinstance(function, Mapping):
+        return functools.partial(_infer, function, **fixed)
+    if not callable(function):
+        raise TraceError(
+            f"expected a mapping or a function f(variables, *inputs), got "
+            f"{type(function).__name__}. Pass model.apply, or a function."
+        )
+    return functools.partial(function, **fixed) if fixed else function
+
+
+def _with_static(
+    function: Callable[..., Any], inputs: Sequence[Any], static: int | Sequence[int]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The function of the other inputs, and these."""
+    places = (static,) if isinstance(static, int) else tuple(static)
+    if not places:
+        return function, tuple(inputs)
+    wrong = [place for place in places if not 0 <= place < len(inputs)]
+    if wrong:
+        raise TraceError(
+            f"static_argnums: expected places among the {len(inputs)} inputs, from 0, "
+            f"got {wrong[0]}. The variables do not count."
+        )
+    own = {place: inputs[place] for place in places}
+
+    def run(variables: Any, *rest: Any) -> Any:
+        left = iter(rest)
+        taken = [own[i] if i in own else next(left) for i in range(len(inputs))]
+        return function(variables, *taken)
+
+    run.__qualname__ = _name(function)
+    return run, tuple(x for i, x in enumerate(inputs) if i not in own)
+
+
+def _line_of(error: BaseException) -> str:
+    """The last line of the user's own that an error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
+    return f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].name})" if own else ""
+
+
+_LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parent))
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; where its cause is known, briefly and with the remedy."""
+    known = (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    )
+    if not isinstance(error, known):
+        return str(error)
+    return (
+        f"{str(error).splitlines()[0]} Use jax.lax.cond, jnp.where or "
+        "jax.lax.while_loop for what depends on values, or pass what is no array "
+        "with static_argnums."
+    )
 
 
 def _infer(mapping: Mapping, variables: Variables, *inputs: Any) -> Any:
@@ -179,4 +279,6 @@ def _as_jax(value: Any) -> Any:
 def _name(function: Any) -> str:
     if isinstance(function, functools.partial):
         return ", ".join(getattr(a, "kind", str(a)) for a in function.args)
+    if isinstance(function, Together):
+        return ", ".join(function.functions)
     return getattr(function, "__qualname__", type(function).__name__)

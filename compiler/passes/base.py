@@ -75,9 +75,26 @@ class Pass:
         """Looks at the prepared leaves; returns another pass to have it done again."""
         return self
 
-    def __call__(self, program: Program) -> Program:
-        """Applies the pass: the graph is rewritten, the leaves are prepared."""
-        return program.rewritten(self)
+    def __call__(
+        self,
+        program: Program,
+        *,
+        sample: Sequence[Any] | None = None,
+        tolerance: float | None = None,
+    ) -> Program:
+        """Applies the pass: the graph is rewritten, the leaves are prepared.
+
+        Args:
+            program: what to rewrite.
+            sample: real inputs, on which the outputs are compared with those before;
+                how far they moved stands in the history and the report.
+            tolerance: how far they may, as a share of the largest value.
+
+        Raises:
+            VerifyError: if the pass broke the graph, changed its signature, or moved
+                the outputs farther than allowed.
+        """
+        return program.rewritten(self, sample=sample, tolerance=tolerance)
 
     def __rshift__(self, other: Pass) -> Pass:
         """`a >> b`: first `a`, then `b`."""
@@ -107,10 +124,16 @@ class Pipeline(Pass):
         """The steps."""
         return self.steps
 
-    def __call__(self, program: Program) -> Program:
-        """Applies each step in turn."""
+    def __call__(
+        self,
+        program: Program,
+        *,
+        sample: Sequence[Any] | None = None,
+        tolerance: float | None = None,
+    ) -> Program:
+        """Applies each step in turn, each compared with what was before it."""
         for step in self.steps:
-            program = step(program)
+            program = step(program, sample=sample, tolerance=tolerance)
         return program
 
     def __str__(self) -> str:

@@ -90,8 +90,11 @@ class Fold(Pass):
     def rewrite(self, graph: Graph) -> Rewrite:
         """Splits the graph into what is computed once and what remains."""
         jaxpr, kept, events = _early(graph, self.allowed)
+        if graph.carried:
+            why = f"{len(graph.carried)} leaves are returned, moved: they stay as they are"
+            events.skipped.append(Event("variables", why))
         leaf_vars = jaxpr.jaxpr.invars[: len(graph.leaves)]
-        if kept == list(leaf_vars):
+        if set(kept) == set(leaf_vars):
             return Rewrite(dataclasses.replace(graph, jaxpr=jaxpr), None, events)
         named = _named(jaxpr, graph, kept)
         names, kept = list(named), list(named.values())
@@ -129,7 +132,9 @@ def _finite(value: Any) -> bool:
 
 
 def _known(graph: Graph) -> list[bool]:
-    return [i < len(graph.leaves) for i in range(len(graph.jaxpr.jaxpr.invars))]
+    """What may be computed once: what the function itself moves changes every time."""
+    leaves = [leaf.path not in graph.carried for leaf in graph.leaves]
+    return leaves + [False] * len(graph.inputs)
 
 
 def _computations(graph: Graph, jaxpr: jaxprs.Jaxpr) -> frozenset[str]:
@@ -151,8 +156,10 @@ def _early(
         new, events = _walked(graph, refused)
         kept = cut(new, known, allowed)
         needs = required(new, set(kept))
-        leaves = [v for v, k in zip(new.jaxpr.invars, known, strict=True) if k]
-        kept += [v for v in leaves if v in needs and not jaxprs.is_array(v)]
+        for place in range(len(graph.leaves)):
+            var = new.jaxpr.invars[place]
+            if not known[place] or (var in needs and not jaxprs.is_array(var)):
+                kept.append(var)
         left = needed(new, new.jaxpr.outvars, set(kept), effects=True)
         useless = early_sites(jaxprs.with_equations(new, left))
         if useless <= refused:
