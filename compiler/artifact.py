@@ -22,8 +22,9 @@ from jax import export
 
 from compiler import jaxprs, sealed
 from compiler.errors import ArtifactError, TraceError
+from compiler.extents import Extent, replace_extents
 from compiler.graph import Graph, Leaf, Packing, is_abstract
-from compiler.program import Extent, Program, replace_extents
+from compiler.program import Program
 from mapping.core import describe
 
 _PROGRAM, _VARIABLES, _CARD = (

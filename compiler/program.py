@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from collections.abc import Mapping as Dict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from compiler.agreement import Difference, check, difference
 from compiler.errors import CompilerError, InputMismatchError, VariablesMismatchError
+from compiler.extents import Extent, accepted, extents, replace_extents
 from compiler.graph import Graph, is_abstract, nbytes
 from compiler.passes.base import Pass, fingerprint, verify
 from compiler.rewrite import Events
@@ -28,23 +28,6 @@ class Traceable(Protocol):
     def graph(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
         """The original graph for inputs of these shapes."""
         ...
-
-
-class Extent(NamedTuple):
-    """The length of some axes of the inputs that vary together.
-
-    Attributes:
-        size: in the sample.
-        axes: pairs of an input's place and an axis of it.
-    """
-
-    size: int
-    axes: tuple[tuple[int, int], ...]
-
-    @property
-    def leading(self) -> bool:
-        """Whether it is that of leading axes: a batch."""
-        return all(axis == 0 for _, axis in self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +123,7 @@ class Program(Mapping, by_identity=True):
             VariablesMismatchError: if the variables are not like the program's.
         """
         flat, in_tree = jax.tree.flatten(inputs)
-        specs = self._check_inputs(flat, in_tree)
+        specs = accepted(self.graph, flat, in_tree)
         graph = self.specialise(specs)
         leaves = graph.unpack(variables)
         return jax.tree.unflatten(graph.out_tree, graph.evaluate(leaves, flat))
@@ -311,26 +294,6 @@ class Program(Mapping, by_identity=True):
 
         return save(self, path)
 
-    def _check_inputs(
-        self, flat: Sequence[Any], in_tree: Any
-    ) -> list[jax.ShapeDtypeStruct]:
-        if in_tree != self.graph.in_tree:
-            raise InputMismatchError(
-                f"inputs: expected {_structure(self.graph.in_tree)}, got "
-                f"{_structure(in_tree)}. Call it as it was traced."
-            )
-        specs = []
-        for want, value in zip(self.graph.inputs, flat, strict=True):
-            shape, dtype = np.shape(value), jax.dtypes.result_type(value)
-            if len(shape) != len(want.shape) or not _same_kind(dtype, want, value):
-                raise InputMismatchError(
-                    f"inputs: expected {describe(want)} (any extents it was written "
-                    f"for), got {describe(jax.ShapeDtypeStruct(shape, dtype))}. "
-                    f"Reshape it, or cast it with x.astype({str(want.dtype)!r})."
-                )
-            specs.append(jax.ShapeDtypeStruct(shape, want.dtype))
-        return specs
-
     def __repr__(self) -> str:
         """What it takes and gives, how large it is, and its recipe."""
         steps = "".join(f" >> {step}" for step in self.recipe)
@@ -349,38 +312,5 @@ def _prepared(
     return tuple(jax.jit(prepare)(list(values)))
 
 
-def extents(inputs: Sequence[jax.ShapeDtypeStruct]) -> list[Extent]:
-    """The extents of inputs: axes of one length vary together, the leading apart."""
-    groups: dict[tuple[bool, int], list[tuple[int, int]]] = {}
-    for place, spec in enumerate(inputs):
-        for axis, size in enumerate(spec.shape):
-            groups.setdefault((axis > 0, size), []).append((place, axis))
-    return [Extent(size, tuple(axes)) for (_, size), axes in groups.items()]
-
-
-def replace_extents(
-    inputs: Sequence[jax.ShapeDtypeStruct], new: Dict[Extent, Any]
-) -> list[jax.ShapeDtypeStruct]:
-    """The inputs with some extents replaced, by numbers or by symbols."""
-    shapes = [list(spec.shape) for spec in inputs]
-    for extent, size in new.items():
-        for place, axis in extent.axes:
-            shapes[place][axis] = size
-    return [
-        jax.ShapeDtypeStruct(tuple(shape), spec.dtype)
-        for shape, spec in zip(shapes, inputs, strict=True)
-    ]
-
-
 def _shapes(specs: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any, ...]:
     return tuple(tuple(spec.shape) for spec in specs)
-
-
-def _same_kind(dtype: Any, want: jax.ShapeDtypeStruct, value: Any) -> bool:
-    if isinstance(value, bool | int | float | complex):
-        return jax.dtypes.result_type(value, want.dtype) == want.dtype
-    return dtype == want.dtype
-
-
-def _structure(tree: Any) -> str:
-    return str(tree).removeprefix("PyTreeDef(").removesuffix(")")

@@ -11,7 +11,7 @@ from zoo import normal, relative_error
 
 import compiler as mc
 from compiler.errors import InputMismatchError
-from compiler.program import Extent, extents, replace_extents
+from compiler.extents import Extent, extents, replace_extents
 
 W = {"w": normal(4, 4)}
 
