@@ -35,3 +35,27 @@ class NonFiniteWeightsError(CompilerError, ValueError):
 
 class ArtifactError(CompilerError, ValueError):
     """A saved program is damaged, not one of ours, or cannot be written."""
+
+
+class PatternError(CompilerError, ValueError):
+    """A pattern cannot be traced, or is nothing that could be found in a program."""
+
+
+class PatternNotFoundError(CompilerError, LookupError):
+    """A pattern that had to be replaced stands nowhere in the program."""
+
+
+class CompileError(CompilerError, RuntimeError):
+    """A program cannot be compiled as asked, or not run on this machine."""
+
+
+class UnknownPartError(CompilerError, ValueError):
+    """A pass was told to do a part of its work that it does not have."""
+
+
+class FormatError(CompilerError, ValueError):
+    """A program was to be drawn in a format nobody knows."""
+
+
+class MissingExtraError(CompilerError, ImportError):
+    """A package is needed that comes with an extra which is not installed."""

@@ -81,11 +81,6 @@ def closed(jaxpr: Any) -> Jaxpr:
     return core.ClosedJaxpr(jaxpr, ())
 
 
-def is_jaxpr(value: Any) -> bool:
-    """Whether a parameter is a jaxpr, open or closed."""
-    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
-
-
 def bodies(equation: Equation) -> list[Body]:
     """The jaxprs inside an equation whose inputs we can tell, none if it is opaque."""
     find = _BODIES.get(equation.primitive.name)
@@ -201,6 +196,8 @@ def is_plain_jit(equation: Equation) -> bool:
         return True
     if equation.primitive.name != "jit":
         return False
+    if params.get("compiler_options_kvs"):
+        return False
     shardings = (*params["in_shardings"], *params["out_shardings"])
     return all(type(s).__name__ == "UnspecifiedValue" for s in shardings)
 
@@ -278,6 +275,11 @@ def in_scopes(equation: Equation, scopes: slice) -> Equation:
     return equation.replace(
         source_info=info.replace(name_stack=info.name_stack[scopes])
     )
+
+
+def with_params(equation: Equation, **params: Any) -> Equation:
+    """The same equation with some other params; its operands are not looked at."""
+    return equation.replace(params={**equation.params, **params})
 
 
 def common_scope(scopes: Sequence[Any]) -> Any:
@@ -498,3 +500,8 @@ def placed(equation: Equation, scope: Any, new: Sequence[Body]) -> Equation:
     info = equation.source_info.replace(name_stack=scope)
     params = {**equation.params, **replace_bodies(equation, new)}
     return equation.replace(source_info=info, params=params)
+
+
+def identity(jaxpr: Jaxpr) -> tuple[Any, ...]:
+    """What tells a closed jaxpr from others as long as it is kept."""
+    return (id(jaxpr.jaxpr), *map(id, jaxpr.consts))

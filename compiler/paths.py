@@ -188,6 +188,7 @@ def _root(graph: Graph) -> str:
     """The name of the whole, where a framework writes it before every scope."""
     scopes = (plain(jaxprs.scope(e)) for e in jaxprs.equations(graph.jaxpr))
     first = {scope.split("/")[0] for scope in scopes if scope}
+    first -= set(_COLLECTIONS)  # passes scope work on a weight by the leaf's path
     owners = {owner(leaf).split("/")[0] for leaf in graph.leaves}
     return first.pop() if len(first) == 1 and not first & owners else ""
 

@@ -87,9 +87,9 @@ def report(
 ) -> Report:
     """Compares two programs that should compute the same.
 
-    Parameters, bytes in memory and saved, arithmetic; and, where inputs are given,
-    the time of a call for some batch sizes (taking turns, medians), the largest
-    difference of the outputs, and whatever `metrics` measure.
+    Parameters, bytes in memory and saved, arithmetic, bytes moved and held at most;
+    and, where inputs are given, the time of a call for some batch sizes (taking turns,
+    medians), the largest difference of the outputs, and whatever `metrics` measure.
 
     Args:
         before: usually the traced program.
@@ -105,11 +105,14 @@ def report(
     (136, 128)
     """
     pair = (before, after)
+    costs = {program: cost(program) for program in pair}
     rows = [
         _row("parameters", pair, lambda p: p.size, "count"),
         _row("bytes in memory", pair, lambda p: p.bytes, "bytes"),
         _row("bytes on disk", pair, bytes_on_disk, "bytes"),
-        _row("FLOPs", pair, lambda p: cost(p.graph).flops, "count"),
+        _row("FLOPs", pair, lambda p: costs[p].flops, "count"),
+        _row("bytes moved", pair, lambda p: costs[p].total.bytes, "bytes"),
+        _row("peak memory", pair, lambda p: costs[p].fused_peak, "bytes"),
     ]
     difference = math.nan
     if inputs:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
 from compiler import jaxprs
-from compiler.cost import cost
+from compiler.cost import aligned, cost, within
 from compiler.errors import TraceError
-from compiler.graph import Leaf, nbytes
+from compiler.graph import nbytes
+from compiler.paths import Operation, operations, owner_and_kind
 from compiler.program import Program
 from compiler.trace import trace
 from mapping.core import (
@@ -26,14 +26,6 @@ from mapping.core import (
     outline,
     split_captured,
 )
-
-_COLLECTIONS = ("params", "state", "batch_stats", "cache")
-"""What a leaf's path begins with, where params and state are told apart."""
-
-_WRAPPED = re.compile(
-    r"\b(?:vmap|jvp|transpose|jit|pjit|remat|checkpoint|shard_map)\(([^()]*)\)"
-)
-"""How JAX marks the names of scopes it has transformed."""
 
 _COLUMNS = ("path", "output", "params", "state", "bytes", "FLOPs", "share")
 
@@ -97,7 +89,7 @@ class Summary:
         """The table as text."""
         table = [_COLUMNS, *(line.cells() for line in (*self.lines, self.total))]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        rows = [_aligned(row, widths) for row in table]
+        rows = [aligned(row, widths, left=2) for row in table]
         ruler = "-" * len(rows[0])
         text = [rows[0], ruler, *rows[1:-1], ruler, rows[-1]]
         if self.uncounted:
@@ -169,13 +161,10 @@ def summary(
 
 def _tabulate(program: Program, outputs: dict[str, str], depth: int | None) -> Summary:
     found = cost(program)
-    root = _root(program, list(found.by_scope))
-    flops: dict[str, int] = {}
-    for scope, count in found.by_scope.items():
-        path = _plain(scope, root)
-        flops[path] = flops.get(path, 0) + count
-    leaves = [(*_owner(leaf), leaf) for leaf in program.graph.leaves]
-    outputs = outputs or _last_outputs(program, root)
+    inside = operations(program.graph)
+    flops = {path: 0 for path, _ in _results(inside)} | found.by_scope
+    leaves = [(*owner_and_kind(leaf), leaf) for leaf in program.graph.leaves]
+    outputs = outputs or _last_outputs(program, inside)
     paths: dict[str, None] = {}
     for path in (*flops, *(path for path, _, _ in leaves)):
         names = path.split("/")
@@ -214,51 +203,28 @@ def _captured(
     return {path: describe(value) for path, value in seen.items()}
 
 
-def _last_outputs(program: Program, root: str) -> dict[str, str]:
-    """What the last equation of every scope returns."""
+def _last_outputs(program: Program, inside: Sequence[Operation]) -> dict[str, str]:
+    """What the last equation of every path returns."""
     outputs: dict[str, str] = {}
-    for scope, spec in _results(program.graph.jaxpr, ""):
-        names = _plain(scope, root).split("/")
+    for path, spec in _results(inside):
+        names = path.split("/")
         for n in range(1, len(names) + 1):
             outputs["/".join(names[:n])] = describe(spec)
     specs = [jaxprs.spec(v) for v in program.graph.jaxpr.jaxpr.outvars]
     return outputs | {"": describe(specs)}
 
 
-def _results(jaxpr: jaxprs.Jaxpr, within: str) -> Iterator[tuple[str, Any]]:
-    for equation in jaxprs.equations(jaxpr):
-        scope = "/".join(filter(None, (within, jaxprs.scope(equation))))
-        for body in jaxprs.bodies(equation):
-            yield from _results(body.jaxpr, scope)
-        if equation.outvars:
-            yield scope, jaxprs.spec(equation.outvars[0])
-
-
-def _owner(leaf: Leaf) -> tuple[str, bool]:
-    """The path a leaf belongs to, and whether it is state."""
-    names = leaf.path.split("/")
-    collected = len(names) > 1 and names[0] in _COLLECTIONS
-    kept = collected and names[0] != "params"
-    return "/".join(names[collected:-1]), kept
-
-
-def _root(program: Program, scopes: list[str]) -> str:
-    """The name of the whole, where a framework writes it before every scope."""
-    first = {scope.split("/")[0] for scope in scopes if scope}
-    owners = {_owner(leaf)[0].split("/")[0] for leaf in program.graph.leaves}
-    return first.pop() if len(first) == 1 and not first & owners else ""
-
-
-def _plain(scope: str, root: str) -> str:
-    """A scope as a path: `transpose(jvp(encoder))/dense` is `encoder/dense`."""
-    while (plain := _WRAPPED.sub(r"\1", scope)) != scope:
-        scope = plain
-    names = [name for name in scope.split("/") if name]
-    return "/".join(names[1:] if root and names[:1] == [root] else names)
+def _results(inside: Sequence[Operation]) -> Iterator[tuple[str, Any]]:
+    """Every path, with what one of its equations returns, the innermost first."""
+    for operation in inside:
+        for body in operation.bodies:
+            yield from _results(body)
+        if operation.equation.outvars:
+            yield operation.path, jaxprs.spec(operation.equation.outvars[0])
 
 
 def _below(path: str, owner: str) -> bool:
-    return not owner or path == owner or path.startswith(f"{owner}/")
+    return not owner or within(path, owner)
 
 
 def _nested(paths: dict[str, None], owner: str = "") -> Iterator[str]:
@@ -267,9 +233,3 @@ def _nested(paths: dict[str, None], owner: str = "") -> Iterator[str]:
         if path.rpartition("/")[0] == owner and path != owner:
             yield path
             yield from _nested(paths, path)
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
-    right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-    return "  ".join(left + right)

@@ -3,3 +3,7 @@
 from compiler.passes import quantize as quantize
 from compiler.passes.fold import Fold as Fold
 from compiler.passes.fold import fold as fold
+from compiler.passes.patterns import Replace as Replace
+from compiler.passes.patterns import replace as replace
+from compiler.passes.simplify import Simplify as Simplify
+from compiler.passes.simplify import simplify as simplify

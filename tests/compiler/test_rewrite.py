@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from zoo import ZOO, normal, relative_error
 
 import compiler as mc
 from compiler.errors import RuleError
+from compiler.passes.base import by_rules
 from compiler.rewrite import Rules, Walk
 
 SINE_TO_COSINE = Rules()
@@ -227,3 +229,61 @@ def test_every_function_of_the_zoo_keeps_its_scopes():
     program = mc.trace(function, variables, *inputs) >> mc.fold()
     scopes = {str(e.source_info.name_stack) for e in program.graph.jaxpr.eqns}
     assert {"LinenConvNet/Conv_0", "LinenConvNet/Dense_0"} <= scopes
+
+
+def test_the_walk_goes_through_what_every_shard_does():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+
+    def forward(w, x):
+        def every(w, x):
+            return jax.lax.psum(jnp.tanh(x @ w), "d")
+
+        run = jax.shard_map(every, mesh=mesh, in_specs=(whole, rows), out_specs=whole)
+        return run(w, x)
+
+    rules = Rules()
+
+    @rules.on("tanh")
+    def to_sine(site, x):
+        site.fired("sine")
+        return [jnp.sin(x.value)]
+
+    w, x = jnp.eye(3), jnp.linspace(0.0, 1.0, 6).reshape(2, 3)
+    program = mc.trace(forward, w, x)
+    rewrite = by_rules(program.graph, rules)
+    assert [event.what for event in rewrite.events.fired] == ["sine"]
+    run = lambda w, x: rewrite.graph.evaluate([w], [x])[0]  # noqa: E731
+    np.testing.assert_allclose(jax.jit(run)(w, x), jnp.sin(x), rtol=1e-6)
+    gradient = jax.grad(lambda x: run(w, x).sum())(x)
+    np.testing.assert_allclose(gradient, jnp.cos(x), rtol=1e-6)
+
+
+def test_a_rule_may_be_asked_at_some_paths_only():
+    def forward(v, x):
+        with jax.named_scope("first"):
+            x = jnp.tanh(x)
+        with jax.named_scope("second"), jax.named_scope("inner"):
+            return jnp.tanh(x) * v
+
+    rules = Rules()
+
+    @rules.on("tanh", path="second")
+    def dropped(site, x):
+        site.fired("dropped")
+        return [x.value]
+
+    program = mc.trace(forward, 1.0, jnp.ones(2))
+    rewrite = by_rules(program.graph, rules)
+    assert [event.path for event in rewrite.events.fired] == ["second/inner"]
+
+
+def test_what_cannot_be_seen_is_reported():
+    def forward(v, x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda x: x, shape, x) * v
+
+    rewrite = by_rules(mc.trace(forward, 2.0, jnp.ones(2)).graph, Rules())
+    (event,) = rewrite.events.skipped
+    assert event.what == "pure_callback: its inside is left as it is"
+    assert "test_rewrite.py" in event.source

@@ -79,6 +79,8 @@ def test_a_program_of_equinox_is_listed_by_its_leaves():
     table = mc.summary(mc.trace(lambda net, x: jax.vmap(net)(x), net, X))
     assert table.total.params == 4 * 8 + 8 + 8 * 2 + 2
     assert {"layers/0", "layers/1"} <= {line.path for line in table.lines}
+    assert table["layers/0"].flops == 2 * 5 * 4 * 8 + 2 * 5 * 8  # bias and relu
+    assert table["layers"].flops == table.total.flops
 
 
 def test_text_and_notebook_show_every_path():
