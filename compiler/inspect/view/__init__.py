@@ -1,0 +1,1 @@
+"""A program as something to look at: boxes in boxes, drawn in several ways."""
