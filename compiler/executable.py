@@ -76,6 +76,12 @@ class Executable:
         specs: the inputs it takes.
         platform: what it runs on.
         donate: what a call gives up.
+
+    >>> import jax.numpy as jnp, compiler as mc
+    >>> program = mc.trace(lambda w, x: x @ w, jnp.eye(2), jnp.ones((1, 2)))
+    >>> executable = mc.compile(program)
+    >>> executable(jnp.ones((1, 2))).tolist(), executable.memory.outputs
+    ([[1.0, 1.0]], 8)
     """
 
     program: Program
