@@ -110,6 +110,8 @@ def owner_and_kind(leaf: Leaf) -> tuple[str, bool]:
         names.pop()
     collected = len(names) > 1 and names[0] in _COLLECTIONS
     kept = collected and names[0] != "params"
+    if names[:2] == ["state", "params"] and len(names) > 2:  # frozen, or a step's
+        names = names[1:]
     own = (name for name in names[collected:-1] if name != "~")  # haiku's own mark
     return "/".join(own), kept
 

@@ -15,8 +15,8 @@ from compiler import jaxprs
 from compiler.errors import NonFiniteWeightsError, UnknownPathError
 from compiler.graph import Graph, Leaf, free_path, is_abstract, nbytes
 from compiler.passes.base import Pass, Rewrite
-from compiler.passes.quantize.sites import Use, weight_uses
 from compiler.rewrite import Event, Events
+from compiler.sites import WeightSite, sites_by_leaf
 from mapping.core import register
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class QuantizeWeights(Pass):
     def _chosen(self, graph: Graph, events: Events) -> dict[str, tuple[int, ...]]:
         """The leaves to quantize, with the axes each scale is shared along."""
         chosen = {}
-        uses = weight_uses(graph)
+        uses = sites_by_leaf(graph)
         opaque = any(
             equation.primitive.name == "call_exported"
             for equation, _ in jaxprs.nested(graph.jaxpr)
@@ -133,7 +133,7 @@ class QuantizeWeights(Pass):
                 events.skipped.append(Event(leaf.path, why))
         return chosen
 
-    def _why_not(self, leaf: Leaf, use: Use | None) -> str | None:
+    def _why_not(self, leaf: Leaf, use: Sequence[WeightSite] | None) -> str | None:
         shape = leaf.spec.shape
         if any(fnmatchcase(leaf.path, glob) for glob in self.skip):
             return "left out by skip"
@@ -161,9 +161,10 @@ def weights(dtype: str = "int8", *, skip: str | Sequence[str] = ()) -> QuantizeW
     return QuantizeWeights(dtype, (skip,) if isinstance(skip, str) else tuple(skip))
 
 
-def _shared_axes(leaf: Leaf, use: Use) -> tuple[int, ...]:
+def _shared_axes(leaf: Leaf, use: Sequence[WeightSite]) -> tuple[int, ...]:
     """The axes a scale is shared along: those summed over, else all but the last."""
-    return tuple(sorted(use.summed)) or tuple(range(len(leaf.spec.shape) - 1))
+    summed = frozenset[int]().union(*(site.contracted for site in use))
+    return tuple(sorted(summed)) or tuple(range(len(leaf.spec.shape) - 1))
 
 
 def _quantize(value: Any, axes: tuple[int, ...], dtype: str) -> list[Any]:
