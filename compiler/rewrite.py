@@ -68,7 +68,8 @@ class Walk:
         """
         fired = len(self.events.fired)
         specs = [jaxprs.spec(var) for var in jaxpr.jaxpr.invars]
-        given = origins or self._origins or [None] * len(specs)
+        given = self._origins if origins is None else origins
+        given = [None] * len(specs) if given is None else given
 
         def run(*values: Any) -> list[Any]:
             operands = [
