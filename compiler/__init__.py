@@ -24,11 +24,13 @@ from compiler.inspect import show as show
 from compiler.inspect import summary as summary
 from compiler.passes import Fold as Fold
 from compiler.passes import Simplify as Simplify
+from compiler.passes import cast as cast
 from compiler.passes import fold as fold
 from compiler.passes import lora as lora
 from compiler.passes import low_rank as low_rank
 from compiler.passes import merge as merge
 from compiler.passes import quantize as quantize
+from compiler.passes import remat as remat
 from compiler.passes import replace as replace
 from compiler.passes import simplify as simplify
 from compiler.passes.base import Pass as Pass
