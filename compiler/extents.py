@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from compiler.errors import InputMismatchError
@@ -49,8 +50,7 @@ def replace_extents(
         for place, axis in extent.axes:
             shapes[place][axis] = size
     return [
-        jax.ShapeDtypeStruct(tuple(shape), spec.dtype)
-        for shape, spec in zip(shapes, inputs, strict=True)
+        _with_shape(spec, shape) for shape, spec in zip(shapes, inputs, strict=True)
     ]
 
 
@@ -76,8 +76,31 @@ def accepted(
                 f"for), got {describe(jax.ShapeDtypeStruct(shape, dtype))}. "
                 f"Reshape it, or cast it with x.astype({str(want.dtype)!r})."
             )
-        specs.append(jax.ShapeDtypeStruct(shape, want.dtype))
+        specs.append(_with_shape(want, shape))
     return specs
+
+
+def as_arrays(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs, their Python numbers as arrays of the dtypes the graph takes."""
+    flat, tree = jax.tree.flatten(inputs)
+    if tree != graph.in_tree:
+        return inputs
+    pairs = zip(flat, graph.inputs, strict=True)
+    return tree.unflatten(
+        [
+            jnp.asarray(value, spec.dtype) if _is_number(value, spec) else value
+            for value, spec in pairs
+        ]
+    )
+
+
+def _is_number(value: Any, spec: jax.ShapeDtypeStruct) -> bool:
+    known = isinstance(value, bool | int | float | complex)
+    return known and _same_kind(None, spec, value)
+
+
+def _with_shape(spec: jax.ShapeDtypeStruct, shape: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), spec.dtype, weak_type=spec.weak_type)
 
 
 def _same_kind(dtype: Any, want: jax.ShapeDtypeStruct, value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Container, Sequence
+from collections.abc import Mapping as Dict
 from typing import Any
 
 import jax
@@ -42,15 +43,19 @@ class Packing:
         tree: the tree the user gave, or None for a nested dict made from the paths.
         bundled: whether that dict is split into `mapping.Variables` (then every
             path begins with `params/` or `state/`).
+        fixed: by path, what the tree held that is no array: built into the program.
     """
 
     tree: Any = None
     bundled: bool = False
+    fixed: Dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def pack(self, paths: Sequence[str], values: Sequence[Any]) -> Any:
         """Builds variables from leaves in the order of `paths`."""
         if self.tree is not None:
             return jax.tree.unflatten(self.tree, values)
+        if list(paths) == [_ALONE]:
+            return values[0]
         tree = nest(dict(zip(paths, values, strict=True)))
         if not self.bundled:
             return tree
@@ -62,7 +67,8 @@ class Packing:
             values, tree = jax.tree.flatten(variables)
             if tree == self.tree:
                 return values
-        given = leaf_paths(variables)
+        given = {p or _ALONE: value for p, value in leaf_paths(variables).items()}
+        given = {p: v for p, v in given.items() if not self._is_fixed(p, v)}
         missing, unknown = set(paths) - given.keys(), given.keys() - set(paths)
         if missing or unknown or self.tree is not None:
             raise VariablesMismatchError(
@@ -71,6 +77,22 @@ class Packing:
                 "variables shaped like the program's own (program.variables)."
             )
         return [given[path] for path in paths]
+
+    def _is_fixed(self, path: str, value: Any) -> bool:
+        """Whether a leaf is what the program has built in; another value is refused."""
+        if path not in self.fixed:
+            return False
+        own = self.fixed[path]
+        if value is not own and (hasattr(value, "dtype") or value != own):
+            raise VariablesMismatchError(
+                f"{path}: expected {own!r}, which is no array and so built into the "
+                f"program, got {value!r}. Make it an array before tracing."
+            )
+        return True
+
+
+_ALONE = "variables"
+"""The path of variables that are one array."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +125,7 @@ class Graph:
         """
         specs = [jaxprs.spec(v) for v in jaxpr.jaxpr.invars[: len(paths)]]
         leaves = tuple(map(Leaf, paths, specs))
-        packing = Packing(None, self.packing.bundled)
+        packing = dataclasses.replace(self.packing, tree=None)
         return dataclasses.replace(self, jaxpr=jaxpr, leaves=leaves, packing=packing)
 
     def pack(self, values: Sequence[Any]) -> Any:

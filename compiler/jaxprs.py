@@ -129,6 +129,17 @@ def replace_bodies(equation: Equation, new: Sequence[Body]) -> dict[str, Any]:
     return params
 
 
+def rebind(
+    equation: Equation, operands: Sequence[Any], new: Sequence[Body]
+) -> list[Any]:
+    """Emits an equation again, with other bodies and operands."""
+    if equation.primitive.name == "remat2" and new[0].jaxpr.consts:
+        consts = list(new[0].jaxpr.consts)  # its body has no room for any
+        body = constants_to_inputs(new[0].jaxpr, consts, 0)
+        operands, new = [*consts, *operands], [new[0]._replace(jaxpr=body)]
+    return bind(equation, operands, **(replace_bodies(equation, new) if new else {}))
+
+
 def with_equations(jaxpr: Jaxpr, kept: list[Equation]) -> Jaxpr:
     """The same jaxpr with some of its equations only."""
     if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12

@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.agreement import Difference, check, difference
 from compiler.errors import CompilerError, InputMismatchError, VariablesMismatchError
-from compiler.extents import Extent, accepted, extents, replace_extents
+from compiler.extents import Extent, accepted, as_arrays, extents, replace_extents
 from compiler.graph import Graph, is_abstract, nbytes
 from compiler.passes.base import Pass, fingerprint, verify
 from compiler.rewrite import Events
@@ -108,7 +108,7 @@ class Program(Mapping, by_identity=True):
                 "this program was traced on shapes alone and has no arrays to run "
                 "on. Trace it with arrays, or call program.function(variables, ...)."
             )
-        return self._compiled(self.variables, *inputs)
+        return self._compiled(self.variables, *as_arrays(self.graph, inputs))
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
@@ -122,7 +122,7 @@ class Program(Mapping, by_identity=True):
                 rank, or of a shape the original function does not take.
             VariablesMismatchError: if the variables are not like the program's.
         """
-        flat, in_tree = jax.tree.flatten(inputs)
+        flat, in_tree = jax.tree.flatten(as_arrays(self.graph, inputs))
         specs = accepted(self.graph, flat, in_tree)
         graph = self.specialise(specs)
         leaves = graph.unpack(variables)

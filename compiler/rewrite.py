@@ -51,6 +51,7 @@ class Walk:
         self._namer = Namer(graph)
         self._origins = None if graph is None else self._namer.inputs(graph)
         self._within = ""
+        self._sharded_in = 0
 
     def rewrite(
         self,
@@ -133,10 +134,9 @@ class Walk:
             if results is not None:
                 return _checked(site, rule, results, made)
         values = [operand.value for operand in operands]
-        params = jaxprs.replace_bodies(equation, bodies) if bodies else {}
         return [
             dataclasses.replace(made, value=value)
-            for value in jaxprs.bind(equation, values, **params)
+            for value in jaxprs.rebind(equation, values, bodies)
         ]
 
     def _sharded(
@@ -149,7 +149,9 @@ class Walk:
 
         def run(*values: Any) -> tuple[Any, ...]:
             pairs = zip(operands, values, strict=True)
+            self._sharded_in += 1
             made[:] = self.run(body.jaxpr, [_inside(o, value) for o, value in pairs])
+            self._sharded_in -= 1
             return tuple(operand.value for operand in made)
 
         values = [operand.value for operand in operands]
@@ -161,6 +163,8 @@ class Walk:
 
     def _body(self, body: jaxprs.Body, operands: Sequence[Operand]) -> jaxprs.Body:
         """Rewrites one body, knowing of its inputs what is known of the operands."""
+        if self._sharded_in or jaxprs.has_refs(body.jaxpr):
+            return body  # what differs by shard, or changes, cannot be traced apart
         origins = [operands[position].origin for position in body.operands]
         known = body_known(body, operands)
         return body._replace(jaxpr=self.rewrite(body.jaxpr, known, origins))

@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +39,7 @@ class Source:
         fixed: the leaves of that tree that are no arrays, and markers for arrays.
         leaves: the arrays, by path and shape.
         captured: arrays the function closes over, which are leaves too.
+        carried: globs of leaves that the function returns under other names.
     """
 
     function: Callable[..., Any]
@@ -45,6 +47,7 @@ class Source:
     fixed: tuple[Any, ...]
     leaves: tuple[Leaf, ...]
     captured: tuple[jax.Array, ...] = ()
+    carried: tuple[str, ...] = ()
 
     @property
     def packing(self) -> Packing:
@@ -52,7 +55,11 @@ class Source:
         data = self.tree.node_data()
         bundled = data is not None and data[0] is Variables
         plain = not self.captured and all(value is _ARRAY for value in self.fixed)
-        return Packing(self.tree if plain else None, bundled)
+        named = jax.tree_util.tree_leaves_with_path(
+            jax.tree.unflatten(self.tree, self.fixed)
+        )
+        fixed = {path_string(p): value for p, value in named if value is not _ARRAY}
+        return Packing(self.tree if plain else None, bundled, fixed)
 
     def graph(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
         """Traces the function on inputs of these shapes.
@@ -66,16 +73,10 @@ class Source:
         """Makes a graph of what was traced; captured arrays become leaves."""
         jaxpr = jaxprs.constants_to_inputs(jaxpr, self.captured, len(self.leaves))
         leaves = (*self.leaves, *self.captured_leaves)
-        outputs = jax.tree.unflatten(out_tree, jaxpr.jaxpr.outvars)
-        given = jaxpr.jaxpr.invars[: len(self.leaves)]
-        arrays = iter(given)
-        own = [next(arrays) if value is _ARRAY else None for value in self.fixed]
-        updated = returned(jax.tree.unflatten(self.tree, own), outputs)
-        carried = frozenset(
-            leaf.path
-            for leaf, var in zip(self.leaves, given, strict=True)
-            if var in updated
-        )
+        own = {leaf.path: leaf.spec for leaf in self.leaves}
+        found = returned(own, _outputs(jaxpr, out_tree))
+        named = {p for p in own if any(fnmatchcase(p, glob) for glob in self.carried)}
+        carried = found | named
         return Graph(jaxpr, leaves, self.packing, in_tree, out_tree, carried)
 
     def trace(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Any:
@@ -114,6 +115,7 @@ def trace(
     variables: Any,
     *inputs: Any,
     static_argnums: int | Sequence[int] = (),
+    carried: str | Sequence[str] = (),
     **fixed: Any,
 ) -> Program:
     """Traces a function of variables and inputs to a program.
@@ -135,6 +137,9 @@ def trace(
             functions one dict with the tuple of inputs of each.
         static_argnums: places among the inputs (from 0) of values that are no
             arrays; the program has them built in and takes the others only.
+        carried: globs of leaves that a training step returns, moved, under another name
+            or shape, so that no pass replaces them; those it returns under their own
+            are found.
         **fixed: keyword arguments of the function, built in likewise. For a mapping
             `ctx=Context(train=True)` traces training: (outputs, new state).
 
@@ -151,8 +156,14 @@ def trace(
     [-8.0, -8.0]
     """
     if isinstance(function, dict):
+        if fixed or static_argnums != ():
+            raise TraceError(
+                "expected functions of arrays alone, as several are traced together, "
+                f"got {', '.join(fixed) or 'static_argnums'}. Use functools.partial "
+                "for what is no array."
+            )
         both = Together({name: _callable(f) for name, f in function.items()})
-        return trace(both, variables, both.inputs(inputs), **fixed)
+        return trace(both, variables, both.inputs(inputs), carried=carried)
     stateful = isinstance(function, Mapping) and "ctx" in fixed
     function = _callable(function.apply if stateful else function, fixed)
     function, inputs = _with_static(function, inputs, static_argnums)
@@ -163,7 +174,8 @@ def trace(
     _check_distinct([leaf.path for leaf in leaves])
     flat, in_tree = jax.tree.flatten(inputs)
     specs = [_input_spec(x) for x in flat]
-    source = Source(function, tree, kept, leaves)
+    globs = (carried,) if isinstance(carried, str) else tuple(carried)
+    source = Source(function, tree, kept, leaves, (), globs)
     jaxpr, out_tree = source.trace(in_tree, specs)
     captured = jaxprs.captured_arrays(jaxpr)
     if captured:  # what the function makes anew at each trace is none of its weights
@@ -175,12 +187,20 @@ def trace(
     return Program(graph, (*values, *captured), source, (), stateful)
 
 
+def _outputs(jaxpr: jaxprs.Jaxpr, out_tree: Any) -> dict[str, Any]:
+    """The types of what a jaxpr returns, by path."""
+    types = [variable.aval for variable in jaxpr.jaxpr.outvars]
+    named = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(out_tree, types))
+    return {path_string(path): kind for path, kind in named}
+
+
 def spec_of(value: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype JAX gives a value."""
     if is_abstract(value):
         return value
     dtype = jax.dtypes.result_type(value)
-    return jax.ShapeDtypeStruct(np.shape(value), dtype)
+    weak = getattr(jax.typeof(value), "weak_type", False)
+    return jax.ShapeDtypeStruct(np.shape(value), dtype, weak_type=weak)
 
 
 def _input_spec(value: Any) -> jax.ShapeDtypeStruct:

@@ -7,56 +7,35 @@ what is computed from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping as Dict
 from typing import Any
 
-import jax
 
+def returned(variables: Dict[str, Any], outputs: Dict[str, Any]) -> frozenset[str]:
+    """The paths of the leaves that are found again among the outputs.
 
-def returned(variables: Any, outputs: Any) -> set[Any]:
-    """The leaves of variables whose tree is found again among the outputs.
-
-    A tree is found again if a part of the outputs has its structure and its leaves'
-    shapes and dtypes. A lone leaf is not told from any other array of its shape.
+    A leaf is found again if an output has its shape, its dtype and its last name; where
+    the last name is a number, its whole path. Containers do not matter: a state may be
+    a tuple that comes back as a part of a larger one.
 
     Args:
-        variables: a tree of typed variables of a jaxpr.
-        outputs: another.
+        variables: by path, things with `shape` and `dtype`.
+        outputs: the same.
 
-    >>> w, b = jax.ShapeDtypeStruct((2,), "float32"), jax.ShapeDtypeStruct((), "int32")
-    >>> returned({"w": w, "b": b}, (b, {"w": w, "b": b})) == {w, b}
-    True
-    >>> returned({"w": w, "b": b}, {"w": w})
-    set()
+    >>> import jax
+    >>> w, n = jax.ShapeDtypeStruct((2,), "float32"), jax.ShapeDtypeStruct((), "int32")
+    >>> sorted(returned({"a/w": w, "1": n}, {"0/w": w, "1": n, "2/w": n}))
+    ['1', 'a/w']
+    >>> sorted(returned({"layers/0": w}, {"0": w}))
+    []
     """
-    there = {_signature(node) for node in _nodes(outputs)}
-
-    def find(tree: Any) -> Iterator[Any]:
-        if jax.tree.leaves(tree) and _signature(tree) in there:
-            yield from jax.tree.leaves(tree)
-        else:
-            for child in _children(tree):
-                yield from find(child)
-
-    return set(find(variables)) if there else set()
+    there = {_signature(path, output) for path, output in outputs.items()}
+    return frozenset(
+        path for path, leaf in variables.items() if _signature(path, leaf) in there
+    )
 
 
-def _nodes(tree: Any) -> Iterator[Any]:
-    """Every inner node of a tree."""
-    children = _children(tree)
-    if children:
-        yield tree
-    for child in children:
-        yield from _nodes(child)
-
-
-def _children(tree: Any) -> list[Any]:
-    """What a node holds; nothing for a leaf."""
-    children = jax.tree.leaves(tree, is_leaf=lambda node: node is not tree)
-    return [] if len(children) == 1 and children[0] is tree else children
-
-
-def _signature(tree: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    types = [getattr(leaf, "aval", leaf) for leaf in leaves]
-    return structure, tuple((t.shape, str(t.dtype)) for t in types)
+def _signature(path: str, leaf: Any) -> tuple[str, Any, str]:
+    names = [name for name in path.split("/") if name != "value"]  # as nnx has them
+    named = bool(names) and not names[-1].isdigit()
+    return names[-1] if named else path, leaf.shape, str(leaf.dtype)

@@ -91,7 +91,7 @@ class Fold(Pass):
         """Splits the graph into what is computed once and what remains."""
         jaxpr, kept, events = _early(graph, self.allowed)
         if graph.carried:
-            why = f"{len(graph.carried)} leaves are returned, moved: they stay as they are"
+            why = f"{len(graph.carried)} leaves are returned, moved: they stay"
             events.skipped.append(Event("variables", why))
         leaf_vars = jaxpr.jaxpr.invars[: len(graph.leaves)]
         if set(kept) == set(leaf_vars):

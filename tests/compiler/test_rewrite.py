@@ -287,3 +287,53 @@ def test_what_cannot_be_seen_is_reported():
     (event,) = rewrite.events.skipped
     assert event.what == "pure_callback: its inside is left as it is"
     assert "test_rewrite.py" in event.source
+
+
+def test_loops_of_a_shard_and_references_are_left_as_they_are():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+
+    def mean(w, x):
+        def every(x, w):
+            step = lambda c, row: (c + jax.lax.pmean(row, "d"), None)  # noqa: E731
+            return jax.lax.scan(step, jnp.zeros(3), x @ w)[0]
+
+        return jax.shard_map(every, mesh=mesh, in_specs=(rows, whole), out_specs=whole)(
+            x, w
+        )
+
+    def written(w, x):
+        r = jax.new_ref(x)
+
+        def step(c, i):
+            r[...] = r[...] * w
+            return c, None
+
+        jax.lax.scan(step, 0, jnp.arange(3))
+        return r[...]
+
+    w, x = normal(3, 3), normal(2, 3)
+    folded = mc.trace(mean, w, x) >> mc.fold() >> mc.simplify()
+    np.testing.assert_allclose(folded(x), mean(w, x), rtol=1e-6)
+    folded = mc.trace(written, w[0], x[0]) >> mc.fold() >> mc.simplify()
+    np.testing.assert_allclose(folded(x[0]), jax.jit(written)(w[0], x[0]), rtol=1e-6)
+
+
+def test_bodies_without_operands_and_constants_in_rematerialised_ones_are_walked():
+    rules = Rules()
+    table = np.arange(3.0, dtype=np.float32)
+
+    @rules.on("tanh")
+    def shifted(site, x):
+        site.fired("shifted")
+        return [x.value + jnp.asarray(table)]
+
+    def forward(v, x):
+        block = jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x)))
+        return jax.lax.cond(x[0] > 0, lambda: 1.0, lambda: 2.0) * block(x)
+
+    x = jnp.ones(3)
+    rewrite = by_rules(mc.trace(forward, 1.0, x).graph, rules)
+    np.testing.assert_allclose(
+        jax.jit(rewrite.graph.evaluate)([], [x])[0], jnp.sin(x + table), rtol=1e-6
+    )

@@ -328,3 +328,58 @@ def test_inputs_of_another_dtype_are_refused():
     program = mc.trace(encode, PAIR, normal(2, 5))
     with pytest.raises(InputMismatchError, match="int32"):
         program(jnp.ones((2, 5), jnp.int32))
+
+
+def test_a_state_in_another_container_is_still_a_state():
+    def step(state, x):
+        params, count = state
+        count = count + 1
+        loss, slope = jax.value_and_grad(lambda p: ((x @ p["w"]) ** 2).mean())(params)
+        moved = jax.tree.map(
+            lambda p, d: p - 0.1 / count.astype(jnp.float32) * d, params, slope
+        )
+        return moved, count, loss
+
+    x, state = normal(4, 3), ({"w": normal(3)}, jnp.int32(0))
+    program = mc.trace(step, state, x) >> mc.fold()
+    ours, theirs = state, state
+    for _ in range(3):
+        ours, theirs = program.function(ours, x)[:2], step(theirs, x)[:2]
+    assert int(ours[1]) == 3
+    np.testing.assert_allclose(ours[0]["w"], theirs[0]["w"], rtol=1e-5)
+
+
+def test_what_is_returned_under_another_name_can_be_told():
+    def step(v, x):
+        return {"moved": v["w"] * 0.9, "y": x @ (v["w"] * 0.9)}
+
+    program = mc.trace(step, {"w": normal(3)}, normal(2, 3), carried="w") >> mc.fold()
+    np.testing.assert_array_equal(program.variables["w"], normal(3))
+
+
+def test_numbers_keep_their_weak_types():
+    w = jnp.ones(3, jnp.bfloat16)
+    program = mc.trace(lambda w, x: w * x, w, 2.0)
+    assert program(2.0).dtype == program(3).dtype == jnp.bfloat16
+    halved = mc.trace(lambda w, x: x // 2 + w, jnp.int8(1), jnp.int8(7))
+    assert halved(jnp.int8(9)).dtype == jnp.int8
+
+
+def test_functions_traced_together_take_arrays_alone():
+    with pytest.raises(TraceError, match=r"got train.*functools.partial"):
+        mc.trace({"f": encode}, PAIR, {"f": normal(2, 5)}, train=True)
+
+
+def test_what_is_no_array_is_built_in_and_cannot_change():
+    program = mc.trace(
+        lambda v, x: x * v["w"] * v["rate"], {"w": jnp.ones(2), "rate": 0.5}, 2.0
+    )
+    assert program.function({"w": jnp.ones(2), "rate": 0.5}, 2.0).tolist() == [1.0, 1.0]
+    with pytest.raises(mc.errors.VariablesMismatchError, match=r"rate: expected 0.5"):
+        program.function({"w": jnp.ones(2), "rate": 0.7}, 2.0)
+
+
+def test_variables_that_are_one_array_stay_one():
+    folded = mc.trace(lambda w, x: x @ (w * 2.0), jnp.eye(3), normal(2, 3)) >> mc.fold()
+    assert folded.variables.shape == (3, 3)
+    close(folded.function(folded.variables, normal(2, 3)), 2.0 * normal(2, 3))

@@ -109,7 +109,7 @@ class Lora(Pass):
         new = graph.with_leaves(list(specs), jaxpr)
         before = graph.packing
         before = before.before if isinstance(before, Partitioned) else before
-        new = dataclasses.replace(new, packing=Partitioned(None, True, before))
+        new = dataclasses.replace(new, packing=Partitioned(None, True, before=before))
         for adapter in decided.adapters:
             events.fired.append(_told(adapter, report.multiplied(adapter.matrix.path)))
         return Rewrite(new, self._prepare(graph, decided, list(specs)), events)

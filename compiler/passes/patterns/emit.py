@@ -56,12 +56,7 @@ class Emit:
             body if inner.empty else body._replace(jaxpr=self.jaxpr(inner))
             for body, inner in zip(jaxprs.bodies(node.equation), plans, strict=True)
         ]
-        if node.name == "remat2" and bodies[0].jaxpr.consts:  # it has no room for any
-            consts = list(bodies[0].jaxpr.consts)
-            lifted = jaxprs.constants_to_inputs(bodies[0].jaxpr, consts, 0)
-            operands, bodies = [*consts, *operands], [bodies[0]._replace(jaxpr=lifted)]
-        params = jaxprs.replace_bodies(node.equation, bodies)
-        return jaxprs.bind(node.equation, operands, **params)
+        return jaxprs.rebind(node.equation, operands, bodies)
 
     def _sharded(self, plan: Plan, node: Node, operands: list[Any]) -> list[Any]:
         def run(*values: Any) -> tuple[Any, ...]:

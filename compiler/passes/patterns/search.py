@@ -57,8 +57,14 @@ class Search:
     events: Events
     closest: Closest = dataclasses.field(default_factory=Closest)
 
-    def plan(self, view: View) -> Plan:
-        """What is to be replaced in a view and inside it."""
+    def plan(self, view: View, sharded: bool = False) -> Plan:
+        """What is to be replaced in a view and inside it.
+
+        Args:
+            view: the graph, or a body of it.
+            sharded: whether it is what every shard does: loops in it stay, since what
+                differs by shard cannot be traced apart.
+        """
         plan = Plan(view)
         names = {skeleton.nodes[-1].name for skeleton in self.pattern.skeletons}
         by_primitive = view.by_primitive()
@@ -73,7 +79,10 @@ class Search:
                 taken.update(dict.fromkeys(place.nodes, place))
         for node in view.nodes:
             if node.bodies and (node not in taken or node in taken[node].kept):
-                plan.bodies[node] = [self.plan(body) for body in node.bodies]
+                plan.bodies[node] = [
+                    Plan(body) if sharded else self.plan(body, node.name == "shard_map")
+                    for body in node.bodies
+                ]
         return plan
 
     def _named(self, node: Node) -> bool:
