@@ -42,6 +42,54 @@ class Depthwise(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
+def activated(x):
+    """Batch norm, then the activation."""
+    return nn.relu(nn.BatchNorm(use_running_average=True)(x))
+
+
+class PreActivation(nn.Module):
+    """Three residual blocks whose norms come before the convolutions."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(32, (3, 3), use_bias=False)(x)
+        for features in (32, 64, 128):
+            stride = 2 if features > 32 else 1
+            y, strides = activated(x), (stride, stride)
+            same = stride == 1
+            x = x if same else nn.Conv(features, (1, 1), strides, use_bias=False)(y)
+            y = nn.Conv(features, (3, 3), strides, use_bias=False)(y)
+            x = x + nn.Conv(features, (3, 3), use_bias=False)(activated(y))
+        return nn.Dense(10)(activated(x).mean((1, 2)))
+
+
+class DenseBlock(nn.Module):
+    """Four layers of a DenseNet, and the transition after them."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(32, (3, 3), use_bias=False)(x)
+        for _ in range(4):
+            y = nn.Conv(64, (1, 1), use_bias=False)(activated(x))
+            y = nn.Conv(16, (3, 3), use_bias=False)(activated(y))
+            x = jnp.concatenate([x, y], -1)
+        x = nn.Conv(48, (1, 1), use_bias=False)(activated(x))
+        return nn.Dense(10)(activated(nn.avg_pool(x, (2, 2), (2, 2))).mean((1, 2)))
+
+
+class Encoder(nn.Module):
+    """Two pre-norm transformer blocks."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(4)(y, y)
+            y = nn.gelu(nn.Dense(512)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(128)(y)
+        return x
+
+
 class WeightNormed(nn.Module):
     """Four weight-normalised dense layers."""
 
@@ -62,6 +110,9 @@ CASES = {
     "conv net, batch 16": (ConvNet(), normal(16, 32, 32, 3)),
     "depthwise, batch 1": (Depthwise(), normal(1, 64, 64, 3)),
     "depthwise, batch 16": (Depthwise(), normal(16, 64, 64, 3)),
+    "pre-activation, batch 1": (PreActivation(), normal(1, 32, 32, 3)),
+    "dense block, batch 1": (DenseBlock(), normal(1, 32, 32, 3)),
+    "encoder, 64 tokens": (Encoder(), normal(1, 64, 128)),
     "lstm, 32 steps": (nn.RNN(nn.OptimizedLSTMCell(128)), normal(8, 32, 64)),
     "weight norm, batch 1": (WeightNormed(), normal(1, 512)),
 }
@@ -88,7 +139,7 @@ def measure(name, module, x):
     ratio = times["rival"] / times["folded"]
     small = folded >> mc.quantize.weights("int8")
     return (
-        f"{name:22}{times['rival'] * 1e3:10.3f}{times['traced'] * 1e3:10.3f}"
+        f"{name:25}{times['rival'] * 1e3:10.3f}{times['traced'] * 1e3:10.3f}"
         f"{times['folded'] * 1e3:10.3f}{ratio:8.2f}x"
         f"{program.bytes:12,}{folded.bytes:12,}{small.bytes:12,}"
     )
@@ -98,7 +149,7 @@ def main():
     """Prints the table."""
     print(f"jax {jax.__version__}, {jax.devices()[0].platform}")
     print(
-        f"{'':22}{'flax jit':>10}{'traced':>10}{'folded':>10}{'ratio':>9}"
+        f"{'':25}{'flax jit':>10}{'traced':>10}{'folded':>10}{'ratio':>9}"
         f"{'bytes':>12}{'folded':>12}{'int8':>12}   (times in ms)"
     )
     for name, (module, x) in CASES.items():

@@ -80,22 +80,49 @@ def check(name: str, found: Sequence[Difference], tolerance: float | None) -> No
 
 
 def _apart(path: str, a: Any, b: Any) -> tuple[float, float]:
+    expected, got = jax.dtypes.result_type(a), jax.dtypes.result_type(b)
+    if expected != got:
+        raise VerifyError(f"{path or 'output'}: expected {expected}, got {got}.")
     a, b = _numbers(a), _numbers(b)
     if a.shape != b.shape:
-        raise VerifyError(f"{path}: expected shape {a.shape}, got {b.shape}.")
+        raise VerifyError(
+            f"{path or 'output'}: expected shape {a.shape}, got {b.shape}."
+        )
     if not a.size:
         return 0.0, 0.0
+    worst, largest = (_integers if a.dtype.kind in "iu" else _floats)(a, b)
+    return worst, worst / largest if largest else (np.inf if worst else 0.0)
+
+
+def _integers(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The largest difference and the largest value, without rounding what is large."""
+    high, low = np.maximum(a, b), np.minimum(a, b)
+    apart = high.astype(np.uint64) - low.astype(np.uint64)  # right modulo 2^64
+    return float(apart.max()), float(max(abs(int(a.max())), abs(int(a.min()))))
+
+
+def _floats(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The largest difference and the largest value that is finite."""
     both = np.isnan(a) & np.isnan(b) | (a == b)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.where(both, 0.0, np.abs(a - b))
     worst = float(np.inf if np.isnan(apart).any() else apart.max())
-    largest = float(np.max(np.abs(a), where=np.isfinite(a), initial=0.0))
-    return worst, worst / largest if largest else (np.inf if worst else 0.0)
+    return worst, float(np.max(np.abs(a), where=np.isfinite(a), initial=0.0))
 
 
 def _numbers(value: Any) -> np.ndarray:
     """An array as numpy holds it without loss."""
     if jax.dtypes.issubdtype(jax.dtypes.result_type(value), jax.dtypes.prng_key):
         value = jax.random.key_data(value)
-    wide = np.complex128 if jnp.iscomplexobj(value) else np.float64
-    return np.asarray(jax.device_get(value)).astype(wide)
+    value = np.asarray(jax.device_get(value))
+    return value.astype(_wide(value.dtype))
+
+
+def _wide(dtype: Any) -> Any:
+    """The type that holds every value of another."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.complex128
+    if jnp.issubdtype(dtype, jnp.unsignedinteger):
+        return np.uint64
+    whole = dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer)
+    return np.int64 if whole else np.float64

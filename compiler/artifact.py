@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,9 @@ def save(program: Program, path: str | Path, *, vjp_order: int = 0) -> Path:
     """Writes a program to a folder that `load` runs in any process.
 
     It is exported for every batch size, and every other extent of the inputs that
-    the function allows to vary (a warning says so where the batch is fixed); and
-    for CPU, GPU and TPU where every operation exists on all three, else for this
-    machine's platform.
+    the function allows to vary (a warning says so where the batch is fixed, as one
+    of 0 is: an extent that varies is at least 1); and for CPU, GPU and TPU where
+    every operation exists on all three, else for this machine's platform.
 
     Args:
         program: what is saved.
@@ -107,7 +107,9 @@ def load(path: str | Path) -> Program:
     What comes back runs, takes `jax.jit` (and `jax.grad`, if it was saved with
     `vjp_order`), and can be saved again. Its equations are one opaque call, so
     passes find nothing in it to rewrite. Inputs and outputs that were NamedTuples
-    or dataclasses are dicts by field now, since their classes are code.
+    or dataclasses are dicts by field now, since their classes are code. Keys of
+    dicts that are no integers are strings. Several functions saved together are one
+    call of all their inputs; save `program.member(name)` for one alone.
 
     A hash tells damage, not intent: load only what you would also run.
 
@@ -140,12 +142,27 @@ def load(path: str | Path) -> Program:
             f"{jax.__version__}: {type(error).__name__}: {error}. Save the program "
             "again with this version."
         ) from error
-    in_tree, out_tree = _read_tree(card["in_tree"]), _read_tree(card["out_tree"])
+    taken, given = _read_layout(card["in_tree"]), _read_layout(card["out_tree"])
     source = Exported(
-        exported, leaves, card["bundled"], out_tree, tuple(card["recipe"])
+        exported, leaves, card["bundled"], taken.order, given, tuple(card["recipe"])
     )
-    inputs = [_read_spec(spec) for spec in card["inputs"]]
-    return Program(source.graph(in_tree, inputs), values, source)
+    inputs = [_read_spec(card["inputs"][place]) for place in taken.order]
+    return Program(source.graph(taken.tree, inputs), values, source)
+
+
+class Layout(NamedTuple):
+    """How flat values make up a tree whose classes were replaced by dicts.
+
+    A dict is flattened in the order of its keys, a class in one of its own, which
+    the exported function keeps.
+
+    Attributes:
+        tree: made of dicts, lists and tuples.
+        order: for each leaf of the tree, its place among the flat values.
+    """
+
+    tree: Any
+    order: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,14 +173,16 @@ class Exported:
         function: the exported function of (leaves, flat inputs).
         leaves: its leaves.
         bundled: whether its variables are `mapping.Variables`.
-        out_tree: how its flat outputs make up the result.
+        order: for each input of the program, its place among the function's.
+        outputs: how its flat outputs make up the result.
         recipe: the passes that had been applied, as text.
     """
 
     function: export.Exported
     leaves: tuple[Leaf, ...]
     bundled: bool
-    out_tree: Any
+    order: tuple[int, ...]
+    outputs: Layout
     recipe: tuple[str, ...]
 
     def graph(self, in_tree: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
@@ -171,19 +190,22 @@ class Exported:
         count = len(self.leaves)
 
         def call(*arguments: Any) -> list[Any]:
-            return self.function.call(list(arguments[:count]), list(arguments[count:]))
+            placed = zip(self.order, arguments[count:], strict=True)
+            flat = [value for _, value in sorted(placed, key=lambda pair: pair[0])]
+            results = self.function.call(list(arguments[:count]), flat)
+            return [results[place] for place in self.outputs.order]
 
         specs = [*(leaf.spec for leaf in self.leaves), *inputs]
         try:
             jaxpr = jaxprs.make(call, specs)
         except Exception as error:
-            allowed = self.function.in_avals[count:]
+            allowed = [self.function.in_avals[count + place] for place in self.order]
             raise TraceError(
                 f"the saved program takes {', '.join(map(str, allowed))}, got "
                 f"{describe(list(inputs))}. Save it again from a trace on this shape."
             ) from error
         packing = Packing(None, self.bundled)
-        return Graph(jaxpr, self.leaves, packing, in_tree, self.out_tree)
+        return Graph(jaxpr, self.leaves, packing, in_tree, self.outputs.tree)
 
 
 def _export(program: Program) -> tuple[export.Exported, list[int]]:
@@ -192,7 +214,7 @@ def _export(program: Program) -> tuple[export.Exported, list[int]]:
     Returns:
         The exported function, and the extents of the sample it is general in.
     """
-    free = list(program.variants)
+    free = [extent for extent in program.variants if extent.size]  # a symbol is not 0
     errors = []
     batch, rest = ([e for e in free if e.leading is flag] for flag in (True, False))
     for general in (free, batch, rest, []):
@@ -215,7 +237,10 @@ def _export(program: Program) -> tuple[export.Exported, list[int]]:
 def _warn_of_fixed_batch(program: Program, errors: list[Exception]) -> None:
     """Tells why; whoever loads the program will meet it."""
     why = "the function takes no other"
-    if any(extent.leading for extent in program.variants) and errors:
+    batches = [extent.size for extent in program.variants if extent.leading]
+    if 0 in batches:
+        why = "one that varies is at least 1. Trace it on a batch that is not empty"
+    elif batches and errors:
         why = f"{type(errors[0]).__name__}: {errors[0]}"
     warnings.warn(
         f"saved for the batch size of {describe(program.graph.inputs)} only: {why}",
@@ -286,7 +311,10 @@ def _read_spec(spec: Sequence[Any]) -> jax.ShapeDtypeStruct:
 
 
 def _write_tree(tree: Any) -> Any:
-    """A tree of standard containers as JSON; other nodes become dicts by field."""
+    """A tree of standard containers as JSON; other nodes become dicts by field.
+
+    What stands for a leaf is its place among the flat values.
+    """
     return _write_node(jax.tree.unflatten(tree, range(tree.num_leaves)))
 
 
@@ -296,19 +324,29 @@ def _write_node(node: Any) -> Any:
     if type(node) in (list, tuple):
         return [type(node).__name__, *map(_write_node, node)]
     found, _ = jax.tree_util.tree_flatten_with_path(node, lambda n: n is not node)
-    return {_field(path): _write_node(child) for path, child in found}
+    keys = [_field(path) for path, _ in found]
+    children = [_write_node(child) for _, child in found]
+    if any(type(key) is int for key in keys):  # an object of JSON has strings only
+        return ["dict", *map(list, zip(keys, children, strict=True))]
+    return dict(zip(keys, children, strict=True))
 
 
-def _field(path: tuple[Any, ...]) -> str:
+def _field(path: tuple[Any, ...]) -> str | int:
+    (entry,) = path
+    if isinstance(entry, jax.tree_util.DictKey) and type(entry.key) is int:
+        return entry.key
     return jax.tree_util.keystr(path, simple=True)
 
 
-def _read_tree(data: Any) -> Any:
-    return jax.tree.structure(_read_node(data))
+def _read_layout(data: Any) -> Layout:
+    node = _read_node(data)
+    return Layout(jax.tree.structure(node), tuple(jax.tree.leaves(node)))
 
 
 def _read_node(data: Any) -> Any:
     if isinstance(data, list):
+        if data[0] == "dict":
+            return {key: _read_node(child) for key, child in data[1:]}
         kind = {"list": list, "tuple": tuple}[data[0]]
         return kind(map(_read_node, data[1:]))
     if isinstance(data, dict):

@@ -349,7 +349,8 @@ def _scan(equation: Equation) -> list[Body]:
     body = closed(equation.params["jaxpr"])
     consts, carry = scan_counts(equation)
     count = len(body.jaxpr.invars)
-    carried = [consts <= i < consts + carry for i in range(count)]
+    moves = _moves(body, consts, carry)
+    carried = [*[False] * consts, *moves, *[False] * (count - consts - carry)]
     return [_body("jaxpr", None, body, range(count), carried)]
 
 
@@ -357,14 +358,36 @@ def _while(equation: Equation) -> list[Body]:
     params, found = equation.params, []
     first, second = params["cond_nconsts"], params["body_nconsts"]
     carry = range(first + second, len(equation.invars))
+    moves = _moves(closed(params["body_jaxpr"]), second, len(carry))
     for param, start, consts in (
         ("cond_jaxpr", 0, first),
         ("body_jaxpr", first, second),
     ):
         operands = [*range(start, start + consts), *carry]
-        carried = [False] * consts + [True] * len(carry)
+        carried = [False] * consts + moves
         found.append(_body(param, None, closed(params[param]), operands, carried))
     return found
+
+
+def _moves(body: Jaxpr, consts: int, carry: int) -> list[bool]:
+    """For each carried value, whether the body gives back another than it was given."""
+    given = body.jaxpr.invars[consts : consts + carry]
+    pairs = zip(given, body.jaxpr.outvars, strict=False)
+    return [_origin(body, out) is not var for var, out in pairs]
+
+
+def _origin(jaxpr: Jaxpr, var: Any) -> Any:
+    """The variable that calls give back as another, if they do."""
+    for equation in reversed(equations(jaxpr)):
+        made = [var is out for out in equation.outvars]
+        if True in made and is_plain_jit(equation):
+            inner = bodies(equation)[0].jaxpr
+            found = _origin(inner, inner.jaxpr.outvars[made.index(True)])
+            given = [found is one for one in inner.jaxpr.invars]
+            if True not in given:
+                return var
+            var = equation.invars[given.index(True)]
+    return var
 
 
 def _cond(equation: Equation) -> list[Body]:

@@ -26,8 +26,9 @@ _WRAPPED = re.compile(
 )
 """How JAX marks the names of scopes it has transformed."""
 
-_CLASS = re.compile(r"eqx\.|.*->")
-"""Scopes that tell what is computed and not where: equinox's layers, einsums."""
+_CLASS = re.compile(r"eqx\.|.*->|mapping\.member-")
+"""Scopes that tell what is computed and not where: equinox's layers, einsums, and for
+which of the functions traced together."""
 
 
 class Origin(NamedTuple):
@@ -171,7 +172,7 @@ def join(*scopes: str) -> str:
 def _inherited(origins: Sequence[Origin]) -> str:
     """The path of the weights that flow in, else of what holds all that does."""
     weights = [origin.path for origin in origins if origin.weight]
-    return _common(weights or [origin.path for origin in origins if origin.order])
+    return _common(weights or [one.path for one in origins if one.order and one.path])
 
 
 def _common(paths: Sequence[str]) -> str:
@@ -187,12 +188,19 @@ def _common(paths: Sequence[str]) -> str:
 
 
 def _root(graph: Graph) -> str:
-    """The name of the whole, where a framework writes it before every scope."""
-    scopes = (plain(jaxprs.scope(e)) for e in jaxprs.equations(graph.jaxpr))
-    first = {scope.split("/")[0] for scope in scopes if scope}
+    """The name of the whole, where a framework writes it before every scope.
+
+    It is known by what stands below it, which the leaves are named after.
+    """
+    scopes = [names(jaxprs.scope(e)) for e in jaxprs.equations(graph.jaxpr)]
+    inside = {n for e, _ in jaxprs.nested(graph.jaxpr) for n in names(jaxprs.scope(e))}
+    first = {scope[0] for scope in scopes if scope}
     first -= set(_COLLECTIONS)  # passes scope work on a weight by the leaf's path
     owners = {owner(leaf).split("/")[0] for leaf in graph.leaves}
-    return first.pop() if len(first) == 1 and not first & owners else ""
+    if len(first) != 1 or first & owners:
+        return ""
+    alone = owners <= {""} and any("/" in leaf.path for leaf in graph.leaves)
+    return first.pop() if owners & inside or alone else ""
 
 
 def _operations(

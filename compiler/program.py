@@ -248,6 +248,10 @@ class Program(Mapping, by_identity=True):
             VerifyError: if the pass broke the graph or changed its signature, or
                 moved the outputs on the sample farther than allowed.
         """
+        if tolerance is not None and sample is None:
+            raise TypeError(
+                "tolerance: expected a sample to measure it on. Add sample=."
+            )
         step = step.decide(self)
         while True:
             rewrite = step.rewrite(self.graph)

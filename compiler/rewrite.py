@@ -9,7 +9,6 @@ construction. A primitive nobody has a rule for is emitted as it was.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence, Set
 from typing import Any
 
@@ -25,6 +24,7 @@ from compiler.rules import Rule as Rule
 from compiler.rules import Rules as Rules
 from compiler.rules import Site as Site
 from compiler.rules import early_sites as early_sites
+from compiler.uses import Users, Uses, is_smaller, uses
 from mapping.core import describe
 
 
@@ -33,7 +33,7 @@ class Walk:
 
     Attributes:
         rules: what is rewritten.
-        refused: numbers of the sites where no rule is asked.
+        refused: numbers of the sites where no work on weights may be added.
         events: what happened so far.
     """
 
@@ -48,6 +48,7 @@ class Walk:
         self.refused = refused
         self.events = Events()
         self._met = 0
+        self._opened = 0
         self._namer = Namer(graph)
         self._origins = None if graph is None else self._namer.inputs(graph)
         self._within = ""
@@ -59,7 +60,10 @@ class Walk:
         known: Sequence[bool],
         origins: Sequence[Origin | None] | None = None,
     ) -> jaxprs.Jaxpr:
-        """Rewrites a jaxpr; returns the same object if no rule fired.
+        """Rewrites a jaxpr; returns the same object if there is nothing to gain.
+
+        It is another if a rule fired, or if a call was inlined that works on what is
+        known while it waits for what is not.
 
         Args:
             jaxpr: a closed jaxpr.
@@ -67,7 +71,7 @@ class Walk:
             origins: for each of its inputs, where it comes from; those of the
                 graph's inputs by default.
         """
-        fired = len(self.events.fired)
+        before = len(self.events.fired), self._opened
         specs = [jaxprs.spec(var) for var in jaxpr.jaxpr.invars]
         given = self._origins if origins is None else origins
         given = [None] * len(specs) if given is None else given
@@ -80,55 +84,64 @@ class Walk:
             return [operand.value for operand in self.run(jaxpr, operands)]
 
         new = drop_dead(jaxprs.make(run, specs))
-        return jaxpr if len(self.events.fired) == fired else new
+        return jaxpr if before == (len(self.events.fired), self._opened) else new
 
     def run(self, jaxpr: jaxprs.Jaxpr, operands: Sequence[Operand]) -> list[Operand]:
         """Walks through a jaxpr's equations, emitting into the current trace."""
-        uses = _uses(jaxpr)
+        found = uses(jaxpr, [operand.known for operand in operands])
+        waits = not all(operand.known for operand in operands)
         env: dict[Any, Operand] = {
             var: Operand(value, known=True)
             for var, value in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
         }
         for var, operand in zip(jaxpr.jaxpr.invars, operands, strict=True):
-            env[var] = dataclasses.replace(operand, uses=operand.uses - 1 + uses[var])
+            env[var] = _counted(operand, found, var, operand.late - waits)
         for equation in jaxprs.equations(jaxpr):
             given = [_operand(env, var) for var in equation.invars]
+            users = [user for var in equation.outvars for user in found.users[var]]
             with jaxprs.provenance(equation):
-                results = self._equation(equation, given)
+                results = self._equation(equation, given, users)
             for var, result in zip(equation.outvars, results, strict=True):
-                inner = result.uses - 1
-                env[var] = dataclasses.replace(result, uses=uses[var] + inner)
+                env[var] = _counted(result, found, var, result.late - 1)
         return [_operand(env, var) for var in jaxpr.jaxpr.outvars]
 
     def _equation(
-        self, equation: jaxprs.Equation, operands: list[Operand]
+        self, equation: jaxprs.Equation, operands: list[Operand], users: Users
     ) -> list[Operand]:
         outer = self._within
         scope = self._within = join(outer, jaxprs.scope(equation))
         try:
-            return self._emitted(equation, operands, scope)
+            return self._emitted(equation, operands, users, scope)
         finally:
             self._within = outer
 
     def _emitted(
-        self, equation: jaxprs.Equation, operands: list[Operand], scope: str
+        self,
+        equation: jaxprs.Equation,
+        operands: list[Operand],
+        users: Users,
+        scope: str,
     ) -> list[Operand]:
         if jaxprs.is_plain_jit(equation):
             (body,) = jaxprs.bodies(equation)
+            if _derives(equation, body.jaxpr, operands):
+                self._opened += 1
             return self.run(body.jaxpr, operands)
         if equation.primitive.name == "shard_map":
             return self._sharded(equation, operands)
         origin = self._namer.name(scope, [o.origin for o in operands if o.origin])
         known = all(o.known for o in operands) and not equation.effects
-        shared = any(o.shared or o.uses > 1 for o in operands if o.known)
+        shared = any(_is_shared(o, equation.outvars) for o in operands if o.known)
         bodies = [self._body(body, operands) for body in jaxprs.bodies(equation)]
         self._met += 1
-        made = Operand(None, known, 1, shared, None, origin)
-        refused = self._met in self.refused
-        rules = () if refused else self.rules.of(equation.primitive.name)
-        site = Site(equation, bodies, self.events, self._met, origin.path)
+        made = Operand(None, known, shared=shared, origin=origin)
+        number, refused = self._met, self._met in self.refused
+        rules = self.rules.of(equation.primitive.name)
+        site = Site(equation, bodies, self.events, number, origin.path, users, refused)
         if not bodies and jaxprs.is_opaque(equation):
             site.skipped(f"{equation.primitive.name}: its inside is left as it is")
+        if refused and rules:
+            site.skipped(_REFUSED)
         for rule in rules:
             results = rule(site, *operands)
             if results is not None:
@@ -183,12 +196,32 @@ def body_known(body: jaxprs.Body, operands: Sequence[Operand]) -> list[bool]:
     ]
 
 
-def _uses(jaxpr: jaxprs.Jaxpr) -> Counter[Any]:
-    uses: Counter[Any] = Counter()
-    for equation in jaxprs.equations(jaxpr):
-        uses.update(v for v in equation.invars if not jaxprs.is_literal(v))
-    uses.update(v for v in jaxpr.jaxpr.outvars if not jaxprs.is_literal(v))
-    return uses
+_REFUSED = (
+    "left as it is: its weights or its result are used elsewhere too, or what would "
+    "be stored for it is larger"
+)
+
+
+def _counted(operand: Operand, found: Uses, var: Any, late: int) -> Operand:
+    """An operand with the uses of a variable of this jaxpr, for the one it had."""
+    used = operand.uses - 1 + len(found.users[var])
+    return dataclasses.replace(operand, uses=used, late=late + found.late[var])
+
+
+def _derives(
+    call: jaxprs.Equation, body: jaxprs.Jaxpr, operands: Sequence[Operand]
+) -> bool:
+    """Whether a call that waits for what is not known works on what is."""
+    pairs = zip(operands, call.invars, strict=True)
+    given = [o.known and not jaxprs.is_literal(var) for o, var in pairs]
+    return not all(o.known for o in operands) and uses(body, given).derives
+
+
+def _is_shared(operand: Operand, results: Sequence[Any]) -> bool:
+    """Whether results made of an operand would be stored beside it."""
+    if operand.shared or operand.late <= 0:
+        return operand.shared
+    return not is_smaller(operand.value, [var.aval for var in results])
 
 
 def _operand(env: dict[Any, Operand], var: Any) -> Operand:

@@ -13,6 +13,7 @@ import jax
 from compiler import jaxprs
 from compiler.events import Event, Events
 from compiler.paths import Origin, matches
+from compiler.uses import Users
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Operand:
         known: whether it depends on params, state and constants alone, and so can
             be computed before any input is seen.
         uses: how many equations and outputs consume it.
-        shared: whether something it was computed from is consumed elsewhere too.
+        late: how many of them wait for what is not known.
+        shared: whether something no smaller that it was computed from is needed late,
+            so that what is made of both would be stored twice.
         note: what the rule that made it tells the rules downstream.
         origin: the path it comes from.
     """
@@ -32,6 +35,7 @@ class Operand:
     value: Any
     known: bool = False
     uses: int = 1
+    late: int = 1
     shared: bool = False
     note: Any = None
     origin: Origin | None = None
@@ -71,6 +75,8 @@ class Site:
         number: how many equations the walk met before; the same in every walk with
             rules that see the same program.
         path: where in the user's model it belongs.
+        users: for each use of its results the equation, None where they leave.
+        refused: whether no work on weights may be added here; a rule may still note.
         scope: the names around the equation, which what it emits carries.
     """
 
@@ -79,6 +85,8 @@ class Site:
     events: Events
     number: int
     path: str = ""
+    users: Users = ()
+    refused: bool = False
     scope: Any = dataclasses.field(default_factory=jaxprs.current_scope)
 
     def emit(self, *values: Any, **params: Any) -> list[Any]:
@@ -110,13 +118,35 @@ _EARLY = "mapping.early-"
 
 
 def early_sites(jaxpr: jaxprs.Jaxpr) -> set[int]:
-    """The numbers of the sites whose early work a jaxpr still does at every call."""
-    scopes = (jaxprs.scope(equation) for equation, _ in jaxprs.nested(jaxpr))
-    return {
-        int(n)
-        for scope in scopes
-        for n in re.findall(re.escape(_EARLY) + r"(\d+)", scope)
-    }
+    """The numbers of the sites whose early work a jaxpr still does at every call.
+
+    A site that builds on another's early work is not among them: without the other
+    its own may be stored.
+    """
+    found: set[int] = set()
+    after: set[int] = set()
+    _find_early(jaxpr, found, after)
+    return found - after or found
+
+
+def _find_early(jaxpr: jaxprs.Jaxpr, found: set[int], after: set[int]) -> None:
+    """Collects the sites with early work, and those that build on others' work."""
+    made: dict[Any, set[int]] = {}
+    for equation in jaxprs.equations(jaxpr):
+        marks = re.findall(re.escape(_EARLY) + r"(\d+)", jaxprs.scope(equation))
+        own = {int(mark) for mark in marks}
+        before = set[int]().union(
+            *(made.get(v, ()) for v in equation.invars if not jaxprs.is_literal(v))
+        )
+        found |= own
+        after |= own if before - own else set()
+        if own or equation.primitive.name in _VIEWS:
+            made.update((var, own or before) for var in equation.outvars)
+        for body in jaxprs.bodies(equation):
+            _find_early(body.jaxpr, found, after)
+
+
+_VIEWS = frozenset(("reshape", "squeeze", "transpose", "broadcast_in_dim"))
 
 
 Rule = Callable[..., Sequence[Any] | None]

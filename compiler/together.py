@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import jax
 
@@ -14,6 +16,12 @@ from compiler.graph import Graph, needed
 
 if TYPE_CHECKING:
     from compiler.program import Program
+
+_MARK = "mapping.member-"
+"""Begins the scope that tells, in any rewritten graph, whose an equation was. Paths
+leave it out (`compiler.paths`)."""
+
+_MARKED = re.compile(rf"{re.escape(_MARK)}([^/()]*)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,8 +51,11 @@ class Together:
 
     def __call__(self, variables: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """What each of the functions returns."""
-        run = self.functions
-        return {name: run[name](variables, *inputs[name]) for name in run}
+        results = {}
+        for name, run in self.functions.items():
+            with jax.named_scope(_MARK + _quoted(name)):
+                results[name] = run(variables, *inputs[name])
+        return results
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +84,8 @@ def only(graph: Graph, name: str) -> Graph:
     """The graph of one of several functions: its inputs and outputs, every leaf.
 
     Raises:
-        TraceError: if there is no function of that name.
+        TraceError: if there is no function of that name, or it needs the inputs of
+            the others.
     """
     places, in_tree = _places(graph.in_tree, name)
     results, out_tree = _places(graph.out_tree, name)
@@ -81,29 +93,48 @@ def only(graph: Graph, name: str) -> Graph:
     inputs = [*jaxpr.invars[:count], *(jaxpr.invars[count + i] for i in places)]
     outputs = [jaxpr.outvars[i] for i in results]
     foreign = set(jaxpr.invars) - set(inputs)
-    kept = _own(graph.jaxpr, outputs, foreign)
+    kept = _own(graph.jaxpr, outputs, foreign, name)
+    if not foreign.isdisjoint(_read((*outputs, *(v for e in kept for v in e.invars)))):
+        raise TraceError(
+            f"{name}: expected outputs of its own inputs, they are computed from those "
+            "of the others too, as in a program that was saved whole. Save members "
+            f"apart: program.member({name!r}).save(path)."
+        )
     new = jaxprs.part(graph.jaxpr, inputs, outputs, kept)
     return dataclasses.replace(graph, jaxpr=new, in_tree=in_tree, out_tree=out_tree)
 
 
 def _own(
-    jaxpr: jaxprs.Jaxpr, outputs: Sequence[Any], foreign: set[Any]
+    jaxpr: jaxprs.Jaxpr, outputs: Sequence[Any], foreign: set[Any], name: str
 ) -> list[jaxprs.Equation]:
     """The equations of one function: what its outputs need, and its effects."""
     wanted = set(map(id, needed(jaxpr, outputs, set(), effects=False)))
     depends, effects = set(foreign), []
     for equation in jaxprs.equations(jaxpr):
-        if not depends.isdisjoint(
-            v for v in equation.invars if not jaxprs.is_literal(v)
-        ):
+        if not depends.isdisjoint(_read(equation.invars)):
             depends.update(equation.outvars)
-        elif equation.effects:
+        elif equation.effects and _owner(equation) in (None, _quoted(name)):
             effects.append(equation)
     for equation in effects:
-        reads = [v for v in equation.invars if not jaxprs.is_literal(v)]
-        before = needed(jaxpr, reads, set(), effects=False)
+        before = needed(jaxpr, _read(equation.invars), set(), effects=False)
         wanted.update(map(id, (*before, equation)))
     return [e for e in jaxprs.equations(jaxpr) if id(e) in wanted]
+
+
+def _owner(equation: jaxprs.Equation) -> str | None:
+    """Whose an equation was, None if nothing tells."""
+    found = _MARKED.search(jaxprs.scope(equation))  # a function may hold others itself
+    return found and found[1]
+
+
+def _quoted(name: str) -> str:
+    """A name as a part of a scope, where / and brackets have a meaning."""
+    return quote(str(name), safe="")
+
+
+def _read(operands: Sequence[Any]) -> list[Any]:
+    """The variables among operands."""
+    return [v for v in operands if not jaxprs.is_literal(v)]
 
 
 def _places(tree: Any, name: str) -> tuple[list[int], Any]:

@@ -36,6 +36,7 @@ def returned(variables: Dict[str, Any], outputs: Dict[str, Any]) -> frozenset[st
 
 
 def _signature(path: str, leaf: Any) -> tuple[str, Any, str]:
+    path = path or "variables"  # of a tree that is one array
     names = [name for name in path.split("/") if name != "value"]  # as nnx has them
     named = bool(names) and not names[-1].isdigit()
     return names[-1] if named else path, leaf.shape, str(leaf.dtype)

@@ -13,6 +13,8 @@ from compiler.cost.machine import calibrate as calibrate
 from compiler.cost.roofline import Roofline as Roofline
 from compiler.cost.roofline import bound as bound
 from compiler.cost.roofline import roofline as roofline
+from compiler.cost.symbols import has_symbols as has_symbols
+from compiler.cost.symbols import is_number as is_number
 from compiler.cost.table import aligned as aligned
 from compiler.cost.table import scaled as scaled
 from compiler.cost.table import table as table

@@ -10,6 +10,7 @@ from compiler.cost.amount import Amount, Cost
 from compiler.cost.arithmetic import Arithmetic, arithmetic
 from compiler.cost.flow import Region, Step, Value, clusters, flow
 from compiler.cost.memory import donated, peak
+from compiler.cost.symbols import require_numbers
 from compiler.graph import Graph
 from compiler.paths import owner
 
@@ -30,6 +31,10 @@ def cost(program: Program | Graph, *, donate: Sequence[str | int] = ()) -> Cost:
         donate: what the caller gives up, so that its memory can be used again:
             `"variables"`, `"inputs"`, or the places of inputs.
 
+    Raises:
+        InputMismatchError: if it was traced on symbolic extents, or `donate` names
+            no input.
+
     >>> import jax.numpy as jnp, compiler as mc
     >>> program = mc.trace(lambda w, x: jnp.tanh(x @ w), jnp.eye(3), jnp.ones((2, 3)))
     >>> found = cost(program)
@@ -39,6 +44,7 @@ def cost(program: Program | Graph, *, donate: Sequence[str | int] = ()) -> Cost:
     108
     """
     graph = program if isinstance(program, Graph) else program.graph
+    require_numbers(graph)
     region = flow(graph)
     counter = _Counter()
     amounts = counter.region(region)

@@ -136,7 +136,8 @@ class _Builder:
             name, bodies = equation.primitive.name, jaxprs.bodies(equation)
             if name in VIEWS and not bodies:
                 for result, var in zip(equation.outvars, equation.invars, strict=False):
-                    env[result] = env.get(var) or self._new(result, path)
+                    held = None if jaxprs.is_literal(var) else env.get(var)
+                    env[result] = held or self._new(result, path)
                 continue
             if len(bodies) == 1 and name not in _LOOPS:
                 yield from self._call(operation, bodies[0], env)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as Dict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from compiler.agreement import Difference
 from compiler.cost import cost
 from compiler.errors import ArtifactError, InputMismatchError
+from compiler.events import Event
 from compiler.executable import latency
 from compiler.program import Program
 
@@ -56,7 +59,8 @@ class Report:
     Attributes:
         rows: the quantities.
         difference: largest absolute difference between their outputs, or nan.
-        notes: what was done to the second, and what was left alone.
+        notes: what was done to the second and what was left alone, how often and
+            where; with a sample, how far each pass moved the outputs.
     """
 
     rows: tuple[Row, ...]
@@ -97,6 +101,9 @@ def report(
         *inputs: real inputs with a leading batch axis.
         metrics: by name, a function from all outputs to a number.
         batch_sizes: the sizes to time; inputs are repeated to fill them.
+
+    Raises:
+        InputMismatchError: if a program was traced on symbolic extents.
 
     >>> import compiler as mc
     >>> program = mc.trace(lambda w, x: x @ w * 2.0, jnp.eye(8), jnp.ones((1, 8)))
@@ -175,24 +182,66 @@ def _resized(inputs: Sequence[Any], size: int) -> Any:
 
 
 def _notes(program: Program) -> list[str]:
-    """What each pass did, counted by kind."""
+    """What each pass did, by kind, and where."""
     lines = []
     for applied in program.history:
         fired, skipped = applied.events.fired, applied.events.skipped
         lines.append(
             f"{applied.step}: {len(fired)} fired, {len(skipped)} skipped"
             + ("" if fired else " (nothing changed)")
+            + _moved(applied.difference)
         )
-        lines += [f"  {n:4} {what}" for what, n in _kinds(fired)]
-        lines += [f"  {n:4} left: {why}" for why, n in _kinds(skipped)]
+        lines += _told(fired, "")
+        lines += _told(skipped, "left: ")
     unseen = cost(program.graph).uncounted
     if unseen:
         lines.append(f"FLOPs leave out, or count once: {', '.join(unseen)}")
     return lines
 
 
-def _kinds(events: Sequence[Any]) -> list[tuple[str, int]]:
-    return Counter(event.what.split(" (")[0] for event in events).most_common()
+def _moved(found: Difference | None) -> str:
+    """How far a pass moved the outputs, where a sample was given."""
+    if found is None:
+        return ""
+    where = f" at {found.path}" if found.path and found.relative else ""
+    return f", relative difference {found.relative:.3g}{where}"
+
+
+def _told(events: Sequence[Event], prefix: str) -> Iterator[str]:
+    """Two lines for each kind: how often, and at which places first."""
+    counts: Counter[str] = Counter()
+    places: dict[str, dict[str, None]] = {}
+    for event in events:
+        kind, times = _kind(event)
+        counts[kind] += times
+        places.setdefault(kind, {})[_place(event)] = None
+    for kind, count in counts.most_common():
+        yield f"  {count:4} {prefix}{kind}"
+        first = [place for place in places[kind] if place]
+        more = f", and {len(first) - _PLACES} more" if len(first) > _PLACES else ""
+        if first:
+            yield f"       at {', '.join(first[:_PLACES])}{more}"
+
+
+_PLACES = 3
+"""How many places of one kind are listed."""
+
+_TIMES = re.compile(r", (\d+) times$")
+_LINE = re.compile(r"^(?P<file>.*?):(?P<line>\d+)(?::\d+)?(?: \(.*\))?$")
+
+
+def _kind(event: Event) -> tuple[str, int]:
+    """What happened, without what is told of one place, and how often it did."""
+    times = _TIMES.search(event.what)
+    what = _TIMES.sub("", event.what)
+    return what.split(" (")[0], int(times[1]) if times else 1
+
+
+def _place(event: Event) -> str:
+    """The path, and the file and line without folders and function."""
+    found = _LINE.match(event.source)
+    source = f"{Path(found['file']).name}:{found['line']}" if found else event.source
+    return f"{event.path} ({source})" if event.path and source else event.path or source
 
 
 def _count(value: float) -> str:

@@ -144,7 +144,8 @@ def show(
     calls. Each group and each operation has its shape, its arithmetic, its share of
     the whole, the leaves it reads and the line of code it comes from. With two
     programs, operations are paired by path, primitive and shapes; what is `changed`,
-    or in one program `only`, is coloured, and what the passes did is listed.
+    or in one program `only`, is coloured, and what the passes did is listed. Extents
+    that are symbols are written as such, and what depends on them is not counted.
 
     - `.html`: one file that fetches nothing. Groups open and close, a search opens
       what it finds; `graph.html#search=dense&expand=encoder` is a link to a view.

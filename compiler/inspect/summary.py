@@ -131,6 +131,7 @@ def summary(
 
     Raises:
         TraceError: if it is neither a mapping nor a program.
+        InputMismatchError: if its extents are symbols.
 
     >>> import jax, mapping as mp
     >>> net = mp.Serial(hidden=mp.layers.Dense(8), act=jax.nn.relu,

@@ -13,7 +13,7 @@ from compiler.binding import digests
 from compiler.errors import VerifyError
 from compiler.graph import Graph
 from compiler.rewrite import Events, Rules, Walk
-from mapping.core import describe, register
+from mapping.core import Mapping, describe, register
 
 if TYPE_CHECKING:
     from compiler.program import Program
@@ -98,6 +98,11 @@ class Pass:
 
     def __rshift__(self, other: Pass) -> Pass:
         """`a >> b`: first `a`, then `b`."""
+        if isinstance(other, Mapping):
+            raise TypeError(
+                f"{self} >> {type(other).__name__}: expected a pass, got a program or "
+                "mapping. A pass comes after what it rewrites: program >> pass."
+            )
         if not isinstance(other, Pass):
             return NotImplemented
         return Pipeline((*self.passes, *other.passes))

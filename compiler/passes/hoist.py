@@ -29,14 +29,18 @@ def hoist_from_scan(site: Site, *operands: Operand) -> list[Any] | None:
     """
     (body,) = site.bodies
     jaxpr, values = body.jaxpr, [operand.value for operand in operands]
-    chosen = _chosen(body, operands)
+    consts, carry = jaxprs.scan_counts(site.equation)
+    inputs, outputs = jaxpr.jaxpr.invars, jaxpr.jaxpr.outvars
+    moves = body.carried[consts : consts + carry]
+    chosen = _chosen(
+        site, body, operands, [*_where(moves, outputs[:carry]), *outputs[carry:]]
+    )
     if not chosen:
         return None
-    consts, carry = jaxprs.scan_counts(site.equation)
-    given = dict(zip(jaxpr.jaxpr.invars, values, strict=True))
-    fixed = {v: given[v] for v in jaxpr.jaxpr.invars[:consts]}
-    carried = jaxpr.jaxpr.invars[consts : consts + carry]
-    slices = jaxpr.jaxpr.invars[consts + carry :]
+    given = dict(zip(inputs, values, strict=True))
+    carried = [v for v, c in zip(inputs, body.carried, strict=True) if c]
+    slices = inputs[consts + carry :]
+    fixed = {v: given[v] for v in inputs if v not in {*carried, *slices}}
     steady, _ = dependencies(jaxpr, list(fixed))
     once = [v for v in chosen if v in steady]
     each = [v for v in chosen if v not in steady]
@@ -47,7 +51,7 @@ def hoist_from_scan(site: Site, *operands: Operand) -> list[Any] | None:
     def step(carry_in: Sequence[Any], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         env = fixed | _pair(carried, carry_in) | _pair((*left, *each), xs)
         outputs = evaluate(jaxpr, env)
-        return outputs[:carry], outputs[carry:]
+        return _where(moves, outputs[:carry]), outputs[carry:]
 
     options = {k: site.equation.params[k] for k in ("length", "reverse", "unroll")}
     stacked = [given[v] for v in slices]
@@ -60,19 +64,22 @@ def hoist_from_scan(site: Site, *operands: Operand) -> list[Any] | None:
     xs = [*(given[v] for v in left), *derived]
     last, collected = jax.lax.scan(step, [given[v] for v in carried], xs, **options)
     _record(site, chosen)
-    return [*last, *collected]
+    return [*_restored(moves, values[consts : consts + carry], last), *collected]
 
 
 @HOIST.on("while")
 def hoist_from_while(site: Site, *operands: Operand) -> list[Any] | None:
     """Computes before the loop what its condition and body derive from constants."""
     functions, chosen = [], []
-    for body in site.bodies:
+    count = len(site.equation.outvars)
+    start, moves = len(operands) - count, site.bodies[1].carried[-count:]
+    changing = _where(moves, site.bodies[1].jaxpr.jaxpr.outvars)
+    for body, needed in zip(site.bodies, (None, changing), strict=True):
         invars = body.jaxpr.jaxpr.invars
         given = _pair(invars, [operands[i].value for i in body.operands])
-        moving = [v for v, c in zip(invars, body.carried, strict=True) if c]
+        moving = _where(body.carried, invars)
         fixed = {v: given[v] for v in invars if v not in moving}
-        kept = _chosen(body, operands)
+        kept = _chosen(site, body, operands, needed)
         with site.early():
             fixed |= _pair(kept, evaluate(body.jaxpr, fixed, kept))
         functions.append(_remainder(body.jaxpr, fixed, moving))
@@ -80,10 +87,14 @@ def hoist_from_while(site: Site, *operands: Operand) -> list[Any] | None:
     if not chosen:
         return None
     condition, step = functions
-    start = len(operands) - len(site.equation.outvars)
-    carried = [operand.value for operand in operands[start:]]
+    values = [operand.value for operand in operands[start:]]
+    last = jax.lax.while_loop(
+        lambda c: condition(c)[0],
+        lambda c: _where(moves, step(c)),
+        _where(moves, values),
+    )
     _record(site, chosen)
-    return list(jax.lax.while_loop(lambda c: condition(c)[0], step, carried))
+    return _restored(moves, values, last)
 
 
 @HOIST.on("cond")
@@ -93,7 +104,7 @@ def hoist_from_cond(site: Site, *operands: Operand) -> list[Any] | None:
     for body in site.bodies:
         values = [operands[i].value for i in body.operands]
         given = _pair(body.jaxpr.jaxpr.invars, values)
-        kept = _chosen(body, operands)
+        kept = _chosen(site, body, operands)
         with site.early():
             given |= _pair(kept, evaluate(body.jaxpr, given, kept))
         branches.append(_remainder(body.jaxpr, given, ()))
@@ -109,7 +120,7 @@ def hoist_from_remat(site: Site, *operands: Operand) -> list[Any] | None:
     """Computes outside what a rematerialised region derives from weights."""
     (body,) = site.bodies
     jaxpr = body.jaxpr
-    chosen = _chosen(body, operands)
+    chosen = _chosen(site, body, operands)
     if not chosen:
         return None
     given = _pair(jaxpr.jaxpr.invars, [operand.value for operand in operands])
@@ -123,10 +134,26 @@ def hoist_from_remat(site: Site, *operands: Operand) -> list[Any] | None:
     return list(region([given[v] for v in inside]))
 
 
-def _chosen(body: jaxprs.Body, operands: Sequence[Operand]) -> list[Any]:
-    """The derived values worth computing outside; inputs stay where they are."""
-    inputs = set(body.jaxpr.jaxpr.invars)
-    return [v for v in cut(body.jaxpr, body_known(body, operands)) if v not in inputs]
+def _chosen(
+    site: Site,
+    body: jaxprs.Body,
+    operands: Sequence[Operand],
+    outputs: Sequence[Any] | None = None,
+) -> list[Any]:
+    """The derived values worth computing outside; inputs stay where they are.
+
+    Args:
+        site: of the equation.
+        body: one of its bodies.
+        operands: of the equation.
+        outputs: those that it has to compute; all by default.
+    """
+    jaxpr, inputs = body.jaxpr, body.jaxpr.jaxpr.invars
+    if site.refused:
+        return []
+    if outputs is not None:
+        jaxpr = jaxprs.part(jaxpr, inputs, outputs, jaxprs.equations(jaxpr))
+    return [v for v in cut(jaxpr, body_known(body, operands)) if v not in inputs]
 
 
 def _remainder(
@@ -138,6 +165,20 @@ def _remainder(
         return evaluate(jaxpr, fixed | _pair(moving, values))
 
     return body
+
+
+def _where(flags: Sequence[bool], values: Sequence[Any]) -> list[Any]:
+    """The values whose flag is set."""
+    return [value for value, flag in zip(values, flags, strict=True) if flag]
+
+
+def _restored(
+    moves: Sequence[bool], first: Sequence[Any], last: Sequence[Any]
+) -> list[Any]:
+    """What a loop ends with: what moved, and what never did as it was given."""
+    rest = iter(last)
+    pairs = zip(moves, first, strict=True)
+    return [next(rest) if moved else value for moved, value in pairs]
 
 
 def _pair(variables: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:

@@ -11,6 +11,7 @@ from zoo import normal
 
 import compiler as mc
 from compiler.cost import Machine, calibrate, cost, roofline
+from compiler.errors import InputMismatchError
 from compiler.executable import compile as compiled
 
 
@@ -328,6 +329,39 @@ def test_donated_variables_are_written_over():
     assert kept.fused_peak - given.fused_peak == 4 * 64 * 64
     memory = compiled(program, donate=("variables",)).memory
     assert given.fused_peak == pytest.approx(memory.total, rel=0.1)
+
+
+VIEWED = {
+    "reshape": lambda: jax.lax.reshape(jnp.float32(3.0), (1,)),
+    "stop_gradient": lambda: jax.lax.stop_gradient(2.0),
+    "barrier": lambda: jax.lax.optimization_barrier(2.0),
+    "bitcast": lambda: jax.lax.bitcast_convert_type(jnp.int32(2), jnp.float32),
+}
+
+
+@pytest.mark.parametrize("name", VIEWED)
+def test_views_of_numbers_are_free(name):
+    found = cost(mc.trace(lambda _, x: x + VIEWED[name](), (), normal(3)))
+    assert found.flops == 3
+
+
+def test_symbolic_extents_have_no_cost_until_they_have_numbers():
+    rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape("rows, 8"), "float32")
+    program = mc.trace(lambda w, x: x @ w, normal(8, 2), rows)
+    wanted = r"input 0 is float32\[rows, 8\]\. Trace .* on an input with numbers"
+    for refused in (
+        lambda: cost(program),
+        lambda: mc.report(program, program),
+        lambda: mc.summary(program),
+        lambda: roofline(program, Machine(peak_flops=1e9, bandwidth=1e9)),
+    ):
+        with pytest.raises(InputMismatchError, match=wanted):
+            refused()
+    given = program.specialise([jax.ShapeDtypeStruct((4, 8), "float32")])
+    assert cost(given).flops == 2 * 4 * 8 * 2
+    leaf = mc.trace(lambda v, x: x * v["w"], {"w": rows}, normal(1, 8))
+    with pytest.raises(InputMismatchError, match=r"w is float32\[rows, 8\]"):
+        cost(leaf)
 
 
 def test_unknown_donation_is_told():

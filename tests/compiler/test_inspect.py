@@ -1,6 +1,7 @@
 """Reports: they say what is there."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,46 @@ def test_a_pass_that_changed_nothing_says_so():
     assert "Fold(): 0 fired, 0 skipped (nothing changed)" in str(
         mc.report(program, program)
     )
+
+
+def test_a_report_says_where_each_pass_did_what():
+    def net(v, x):
+        for number in range(5):
+            with jax.named_scope(f"block{number}"):
+                x = x @ v[f"w{number}"] * 2.0
+        return x
+
+    variables = {f"w{number}": normal(4, 4) for number in range(5)}
+    before = mc.trace(net, variables, normal(2, 4))
+    after = (mc.fold() >> mc.quantize.weights())(before, sample=(normal(2, 4),))
+    told = str(mc.report(before, after)).splitlines()
+    line = next(i for i, text in enumerate(told) if "scale merged" in text)
+    assert told[line].split()[0] == "5"
+    found = re.fullmatch(
+        r" +at block0 \((test_inspect\.py:\d+)\), block1 \(\1\), block2 \(\1\), "
+        r"and 2 more",
+        told[line + 1],
+    )
+    assert found, told[line + 1]
+    fold, weights = (text for text in told if " fired, " in text)
+    assert re.search(r"relative difference \d.*e-0\d$|difference 0$", fold)
+    assert re.search(r"relative difference 0\.00\d+$", weights)
+
+
+def test_a_report_counts_what_one_place_did_often_and_lists_no_place_twice():
+    def net(_, x):
+        with jax.named_scope("outer"), jax.named_scope("block"):
+            for _ in range(3):
+                x = jnp.sin(x) * 1.0
+        with jax.named_scope("head"):
+            return jnp.cos(x) * 1.0
+
+    program = mc.trace(net, (), normal(4)) >> mc.simplify()
+    told = str(mc.report(program, program)).splitlines()
+    line = next(i for i, text in enumerate(told) if "multiplication by one" in text)
+    assert told[line].split() == ["4", "multiplication", "by", "one"]
+    assert told[line + 1].count("test_inspect.py:") == 2
+    assert "more" not in told[line + 1]
 
 
 def test_latency_tells_a_slow_call_from_a_fast_one():

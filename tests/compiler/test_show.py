@@ -630,6 +630,28 @@ def test_looking_notices_errors_and_requests(residual, tmp_path):
             look(acting(residual, script), tmp_path)
 
 
+def test_symbolic_extents_are_written_and_not_counted(tmp_path):
+    rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape("rows, 8"), "float32")
+
+    def net(v, x):
+        def step(carry, row):
+            return carry + row @ v["w"], None
+
+        return jnp.tanh(x + v["b"]), jax.lax.scan(step, jnp.zeros(8), x)[0]
+
+    program = mc.trace(net, {"w": normal(8, 8), "b": rows}, rows)
+    after = program >> mc.simplify()
+    text = str(mc.show(program))
+    assert "float32[rows, 8]" in text
+    assert "rows iterations" in text
+    assert "64 parameters (256 B), 0 FLOPs and what symbols say" in text
+    assert "depends on symbols, not counted" in text
+    for ending in ("html", "svg", "txt"):
+        for pair in ((program,), (program, after)):
+            path = mc.show(*pair, path=tmp_path / f"g.{ending}")
+            assert "float32[rows, 8]" in path.read_text()
+
+
 def test_a_box_knows_what_it_is_inside_of():
     outer, inner = Box("group", "a"), Box("group", "b")
     outer.add(inner)

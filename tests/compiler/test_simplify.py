@@ -77,9 +77,8 @@ GONE = {
     "and true": (lambda x: True & x, B),
     "xor zero": (lambda x: x ^ 0, N),
     "shift by zero": (lambda x: lax.shift_left(x, jnp.zeros_like(x)), N),
-    "max with -inf": (lambda x: jnp.maximum(x, -jnp.inf), X),
-    "min with inf": (lambda x: jnp.minimum(jnp.inf, x), X),
     "max with lowest": (lambda x: jnp.maximum(x, jnp.iinfo(jnp.int32).min), N),
+    "min with highest": (lambda x: jnp.minimum(jnp.iinfo(jnp.int32).max, x), N),
     "max of equals": (lambda x: jnp.maximum(x, x), X),
     "negated twice": (lambda x: jnp.negative(-x), X),
     "not twice": (lambda x: ~~x, B),
@@ -131,6 +130,12 @@ KEPT = {
         X.reshape(2, 2, 2),
     ),
     "minus minus zero": (lambda x: x - (-0.0), ["sub"], X),
+    "max with -inf, where both have half of the derivative": (
+        lambda x: jnp.maximum(x, -jnp.inf),
+        ["max"],
+        X,
+    ),
+    "min with inf": (lambda x: jnp.minimum(jnp.inf, x), ["min"], X),
     "times zero": (lambda x: x * 0.0, ["mul"], X),
     "minus itself": (lambda x: x - x, ["sub"], X),
     "over itself": (lambda x: x / x, ["div"], X),
@@ -451,6 +456,55 @@ def test_what_happened_is_told_by_place_and_kind():
     assert event.path == "block"
     assert event.what == "multiplication by one, 3 times"
     assert "test_simplify.py" in event.source
+
+
+@pytest.mark.parametrize("op", [lax.add, lax.sub])
+@pytest.mark.parametrize("first", [0.0, -0.0])
+@pytest.mark.parametrize("second", [0.0, -0.0])
+def test_the_sign_of_a_sum_of_zeros_is_what_xla_makes_of_it(op, first, second):
+    def f(_, x):
+        zeros = jnp.full((10,), second)
+        whole, one = jnp.full((10,), first), jnp.float32(first)
+        swapped = op(jnp.full((10,), second), jnp.broadcast_to(one, (10,)))
+        sums = op(whole, zeros), op(one, jnp.float32(second)), swapped
+        python = (first + zeros, whole + second), (first - zeros, whole - second)
+        return [1 / s + x for s in (*sums, *python[op is lax.sub])]
+
+    shortened(f, jnp.float32(1.0))
+
+
+@pytest.mark.parametrize("value", [-jnp.inf, 1.0])
+def test_the_derivative_of_a_maximum_with_the_lowest_stays(value):
+    def f(_, x):
+        return jnp.maximum(x, -jnp.inf) - jnp.minimum(-x, jnp.inf)
+
+    program = mc.trace(f, (), jnp.float32(value))
+    found = [
+        jax.grad(lambda x, p=p: p.function((), x))(jnp.float32(value))
+        for p in (program, program >> simplify())
+    ]
+    assert found[0] == found[1]
+
+
+def _taken(w, x):
+    whole = jax.sharding.reshard(x, jax.sharding.PartitionSpec())
+    return lax.scan(lambda c, a: (c + a @ w, a), jnp.zeros(3), whole[:1])[0]
+
+
+def _stacked(_, x):
+    whole = jax.sharding.reshard(x, jax.sharding.PartitionSpec("d"))
+    return lax.scan(lambda c, _: (c * 2.0, c), whole, None, length=1)
+
+
+@pytest.mark.parametrize("f", [_taken, _stacked])
+def test_a_loop_of_one_step_on_an_explicit_mesh_is_left(f):
+    mesh = jax.make_mesh((1,), ("d",), (jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        w, x = jnp.eye(3), jnp.ones((4, 3))
+        program = mc.trace(f, w, x)
+        shorter = program >> simplify()
+        assert names(shorter) == names(program)
+        assert bits(shorter(x)) == bits(program(x)) == bits(jax.jit(f)(w, x))
 
 
 def test_weak_types_of_outputs_stay():

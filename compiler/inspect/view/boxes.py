@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from compiler.graph import Leaf
+from compiler.inspect.view.amounts import short
+
+SYMBOLIC = "depends on symbols, not counted"
+"""The note of an operation whose cost no number tells."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -115,6 +119,12 @@ class Tree:
     def root(self) -> Box:
         """The box all others are in."""
         return self.boxes[0]
+
+    @property
+    def arithmetic(self) -> str:
+        """What is counted of one call, and whether some of it depends on symbols."""
+        rest = any(box.note == SYMBOLIC for box in self.boxes)
+        return f"{short(self.root.flops)} FLOPs" + (" and what symbols say" * rest)
 
     def share(self, box: Box) -> float:
         """How much of the whole's arithmetic a box does, from 0 to 1."""

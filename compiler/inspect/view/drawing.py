@@ -114,7 +114,7 @@ def _side(tree: Tree, placed: Placed, x: float, label: str) -> str:
 def _title(tree: Tree) -> str:
     root = tree.root
     return (
-        f"{tree.title}: {root.count:,} operations, {short(root.flops)} FLOPs, "
+        f"{tree.title}: {root.count:,} operations, {tree.arithmetic}, "
         f"{bytes_of(root.bytes)} of parameters"
     )
 

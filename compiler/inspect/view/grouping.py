@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from compiler import jaxprs
-from compiler.cost import Arithmetic, arithmetic
+from compiler.cost import Arithmetic, arithmetic, has_symbols, is_number
+from compiler.cost.primitives import MOVING
 from compiler.graph import Graph, Leaf
-from compiler.inspect.view.boxes import Box, Tree, number, plain_value
+from compiler.inspect.view.boxes import SYMBOLIC, Box, Tree, number, plain_value
 from compiler.inspect.view.functions import fold_functions
 from compiler.inspect.view.repeats import fold_repeats
 from compiler.paths import Operation, operations
@@ -130,8 +131,9 @@ def _group(groups: dict[str, Box], below: str, path: str) -> Box:
 def _box(operation: Operation, env: dict[Any, Any]) -> Box:
     equation = operation.equation
     operands = tuple(_operand(var, env) for var in equation.invars)
-    counted = arithmetic(equation)
+    counted = _counted(operation)
     flops, transcendentals = counted or Arithmetic()
+    times = operation.times if is_number(operation.times) else 1
     params = ((key, plain_value(v)) for key, v in sorted(equation.params.items()))
     return Box(
         "operation",
@@ -142,20 +144,36 @@ def _box(operation: Operation, env: dict[Any, Any]) -> Box:
         source=jaxprs.source(equation),
         category=_category(equation, counted),
         details=tuple((k, v) for k, v in params if v not in (None, "None", "()")),
-        note=_note(equation, counted),
-        times=operation.times,
-        flops=flops * operation.times,
-        transcendentals=transcendentals * operation.times,
+        note=_note(operation, counted),
+        times=times,
+        flops=flops * times,
+        transcendentals=transcendentals * times,
         early=all(not isinstance(o, Box) or o.early for o in operands),
         count=1,
     )
 
 
-def _note(equation: jaxprs.Equation, counted: Arithmetic | None) -> str:
+def _counted(operation: Operation) -> Arithmetic | None:
+    """The arithmetic of one operation; None if it is unknown, or depends on symbols."""
+    equation = operation.equation
+    computes = equation.primitive.name not in MOVING and not jaxprs.bodies(equation)
+    return None if computes and _is_symbolic(operation) else arithmetic(equation)
+
+
+def _is_symbolic(operation: Operation) -> bool:
+    equation = operation.equation
+    symbols = has_symbols(*equation.invars, *equation.outvars)
+    return symbols or not is_number(operation.times)
+
+
+def _note(operation: Operation, counted: Arithmetic | None) -> str:
+    equation = operation.equation
     if equation.primitive.name == "while":
         return "unknown number of iterations, counted once"
     if equation.primitive.name == "scan":
         return f"{equation.params['length']} iterations"
+    if counted is None and _is_symbolic(operation):
+        return SYMBOLIC
     return "" if counted else "unknown, not counted"
 
 
@@ -188,7 +206,8 @@ def _add_up(root: Box, graph: Graph) -> None:
     order = list(root.walk())
     for box in order:
         for leaf in box.reads:
-            _read(box, place[id(leaf)], leaf.bytes)
+            size = 0 if has_symbols(leaf.spec) else leaf.bytes
+            _read(box, place[id(leaf)], size)
     for box in reversed(order):
         counted = box.children
         if box.kind == "operation" and box.name.startswith("cond"):

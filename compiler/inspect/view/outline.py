@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from compiler.cost import has_symbols
 from compiler.inspect.view.amounts import bytes_of, percent, short
 from compiler.inspect.view.boxes import Box, Tree
 from compiler.inspect.view.happenings import Happening
@@ -49,11 +50,12 @@ def outline(
 
 
 def _title(tree: Tree) -> str:
-    size = sum(leaf.spec.size for leaf in tree.leaves)
-    amount = bytes_of(sum(leaf.bytes for leaf in tree.leaves))
+    known = [leaf for leaf in tree.leaves if not has_symbols(leaf.spec)]
+    size = sum(leaf.spec.size for leaf in known)
+    amount = bytes_of(sum(leaf.bytes for leaf in known))
     return (
         f"{tree.title}: {tree.root.count:,} operations, {size:,} parameters "
-        f"({amount}), {short(tree.root.flops)} FLOPs"
+        f"({amount}), {tree.arithmetic}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from compiler.cost import has_symbols
 from compiler.graph import Leaf
 from compiler.inspect.view.boxes import Box, Tree
 from compiler.inspect.view.happenings import Happening
@@ -88,8 +89,12 @@ def side(tree: Tree, shown: set[Box]) -> dict[str, Any]:
         "operands": [[operand(one) for one in box.operands] for box in boxes],
         "open": sorted(box.index for box in shown),
         "leaves": {
-            text(leaf.path): [f"{leaf.spec.dtype}{list(leaf.spec.shape)}", leaf.bytes]
+            text(leaf.path): [f"{leaf.spec.dtype}{list(leaf.spec.shape)}", _size(leaf)]
             for leaf in tree.leaves
         },
         "texts": list(texts),
     }
+
+
+def _size(leaf: Leaf) -> int:
+    return 0 if has_symbols(leaf.spec) else leaf.bytes

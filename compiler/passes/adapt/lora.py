@@ -130,6 +130,8 @@ class Lora(Pass):
     ) -> Matrix | str:
         if has_adapter(graph, leaf.path):
             return "has an adapter already"
+        if leaf.path in graph.carried:
+            return "returned by the function, moved: it has to stay what it is"
         if sites and not self.lookups and all(s.kind == "lookup" for s in sites):
             return "is looked up only; lookups=True adapts it"
         return as_matrix(leaf, sites)

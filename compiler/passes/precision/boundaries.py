@@ -72,11 +72,11 @@ def cross(
 
 def _entering(site: Site, place: int, operand: Operand) -> Any:
     """The dtype an operand can enter in; None where it stays as it is."""
+    if place in _carried(site.equation):
+        return None
     wanted: set[Any] = set()
     for body in site.bodies:
         for i in [i for i, at in enumerate(body.operands) if at == place]:
-            if body.carried[i]:
-                return None
             wanted |= _read_as(body.jaxpr, body.jaxpr.jaxpr.invars[i])
     if not wanted or getattr(operand, "dtype", None) != jnp.float32:
         return None
@@ -84,6 +84,16 @@ def _entering(site: Site, place: int, operand: Operand) -> Any:
         return operand.note.value.dtype
     (dtype, *more) = wanted
     return dtype if not more and dtype in _FEW else None
+
+
+def _carried(equation: jaxprs.Equation) -> range:
+    """The operands a loop carries, which it gives back in the same dtype."""
+    if equation.primitive.name == "while":
+        return range(len(equation.invars))[-len(equation.outvars) :]
+    if equation.primitive.name != "scan":
+        return range(0)
+    consts, carry = jaxprs.scan_counts(equation)
+    return range(consts, consts + carry)
 
 
 def _read_as(jaxpr: jaxprs.Jaxpr, var: Any) -> set[Any]:
@@ -103,7 +113,7 @@ def _leaving(site: Site, wanted: Sequence[Any]) -> list[Any]:
     """
     if site.equation.primitive.name == "while":
         return [None] * len(wanted)
-    carried = sum(site.bodies[0].carried)
+    carried = len(_carried(site.equation))
     found: list[Any] = [None] * carried
     sources = [_widenings(body.jaxpr) for body in site.bodies]
     for i, dtype in list(enumerate(wanted))[carried:]:
@@ -142,7 +152,7 @@ def _narrow(
     jaxpr = jaxprs.part(jaxpr, invars, outvars, jaxprs.equations(jaxpr))
     specs = [jaxprs.spec(var) for var in invars]
     for i, place in enumerate(body.operands):
-        if not body.carried[i] and specs[i].dtype != values[place].dtype:
+        if specs[i].dtype != values[place].dtype:
             specs[i] = jax.ShapeDtypeStruct(specs[i].shape, values[place].dtype)
 
     def run(*arguments: Any) -> list[Any]:

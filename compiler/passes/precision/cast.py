@@ -104,7 +104,7 @@ class Cast(Pass):
                 what = f"stored in {self.params}"
                 events.fired += [Event(path, what) for path in sorted(chosen)]
         if events.fired:
-            events.fired.append(Event("(program)", share(new)))
+            events.fired.append(Event("total", share(new)))
         return Rewrite(new, prepare, events)
 
     def _cast(self, graph: Graph, events: Events) -> Graph:
@@ -133,10 +133,14 @@ class Cast(Pass):
         return None if dtype == "float32" else jnp.dtype(dtype)
 
 
+def _named(dtype: Any) -> str:
+    return dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+
+
 def cast(
-    dtype: str = "bfloat16",
+    dtype: Any = "bfloat16",
     *,
-    params: str | None = None,
+    params: Any = None,
     rules: Dict[str, str] | Sequence[tuple[str, str]] = (),
     islands: bool = True,
     low: Sequence[str] = LOW,
@@ -145,7 +149,7 @@ def cast(
     """Mixed precision by path; see [`Cast`][].
 
     Args:
-        dtype: of products, `"bfloat16"` or `"float16"`.
+        dtype: of products, `"bfloat16"` or `"float16"`, or `jnp.bfloat16`.
         params: what leaves are stored in; None leaves them as they are.
         rules: from a path's glob to a dtype: `{"head": "float32"}`.
         islands: False lets also softmax and norms be done in few bits, where they
@@ -170,4 +174,7 @@ def cast(
         )
     pairs = rules.items() if isinstance(rules, Dict) else rules
     following = (*follow, *(() if islands else ISLANDS))
-    return Cast(dtype, params, tuple((g, d) for g, d in pairs), tuple(low), following)
+    kept = params if params is None else _named(params)
+    return Cast(
+        _named(dtype), kept, tuple((g, d) for g, d in pairs), tuple(low), following
+    )

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler.passes.precision.boundaries import Low, cross, widened
-from compiler.passes.precision.plan import Node, is_single, served
+from compiler.passes.precision.plan import served
+from compiler.passes.precision.values import Node, is_single
 from compiler.rewrite import Operand, Result, Site
 
 _DTYPES = ("preferred_element_type", "new_dtype")

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from compiler import jaxprs
 from compiler.graph import Graph
-from compiler.passes.precision.plan import is_single
 from compiler.passes.precision.tables import EXACT
+from compiler.passes.precision.values import is_single
 from compiler.rewrite import Event, Events
 
 _INSIDE = ("scan", "while", "cond", "remat2", "jit", "closed_call", "shard_map")

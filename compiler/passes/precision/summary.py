@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from compiler import jaxprs
 from compiler.cost import equation_flops
 from compiler.graph import Graph
-from compiler.passes.precision.plan import Node
+from compiler.passes.precision.values import Node
 from compiler.rewrite import Event
 
 
@@ -48,7 +48,7 @@ def grouped(events: Iterable[Event]) -> list[Event]:
     sources: dict[tuple[str, str], str] = {}
     for event in events:
         what, _, dtype = event.what.partition(" in ")
-        key = event.path if event.path != what else "(root)", dtype
+        key = event.path if event.path != what else "(none)", dtype
         counts.setdefault(key, Counter())[what] += 1
         sources.setdefault(key, event.source)
     return [
@@ -70,7 +70,7 @@ def left(nodes: Iterable[Node], products: Sequence[str]) -> list[Event]:
             events.append(Event(site.path or name, why, jaxprs.source(site.equation)))
         elif not site.bodies:
             rest.setdefault(site.path, Counter())[name] += 1
-    kept = {path or "(root)": _listed(found) for path, found in rest.items()}
+    kept = {path or "(none)": _listed(found) for path, found in rest.items()}
     return events + [
         Event(path, f"stay float32: {what}") for path, what in kept.items()
     ]

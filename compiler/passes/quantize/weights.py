@@ -123,6 +123,8 @@ class QuantizeWeights(Pass):
         )
         for i, leaf in enumerate(graph.leaves):
             why = self._why_not(leaf, uses.get(i))
+            if leaf.path in graph.carried:
+                why = "returned by the function, moved: it has to stay what it is"
             if opaque and uses.get(i) is None:
                 why = "belongs to a loaded program, whose inside cannot be seen"
             if why is None:

@@ -1,9 +1,11 @@
 """Algebraic identities that hold bit for bit in floating point.
 
 Left alone because they do not: `x * 0` (nan, inf, -0), `x - x`, `x / x`, `exp(log x)`,
-`sqrt(x)^2`, reassociation. The one exception is a sum with zero, `x + 0 -> x`, of which
-XLA makes the same when it compiles: -0 stays where adding +0 would turn it to +0. So do
-cotangents that are zero everywhere (`add_any`), which stand for "nothing flows".
+`sqrt(x)^2`, reassociation. So are `max(x, -inf)` and `min(x, inf)`: where both operands
+are equal each has half of the derivative. The one exception is a sum with zero,
+`x + 0 -> x`, of which XLA makes the same when it compiles: -0 stays where adding +0
+would turn it to +0. So do cotangents that are zero everywhere (`add_any`), which stand
+for "nothing flows".
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler import jaxprs
+from compiler.passes.simplify.constants import unlike_zeros
 from compiler.passes.simplify.sweep import Change, Scope, Table
 
 ALGEBRA = Table()
@@ -33,7 +36,10 @@ def over_one(scope: Scope, equation: jaxprs.Equation) -> Change | None:
 
 @ALGEBRA.on("add", "add_any")
 def plus_zero(scope: Scope, equation: jaxprs.Equation) -> Change | None:
-    """`x + 0 -> x`."""
+    """`x + 0 -> x`, unless that decides the sign of a zero."""
+    first, second = map(scope.number, equation.invars)
+    if first is not None and second is not None and unlike_zeros(first, second):
+        return None
     return _neutral(scope, equation, "addition of zero", _is_zero, both=True)
 
 
@@ -45,13 +51,13 @@ def minus_zero(scope: Scope, equation: jaxprs.Equation) -> Change | None:
 
 @ALGEBRA.on("max")
 def above_lowest(scope: Scope, equation: jaxprs.Equation) -> Change | None:
-    """`max(x, -inf) -> x`, and the smallest integer likewise."""
+    """`max(x, lowest) -> x` of integers; of floats the derivative at -inf differs."""
     return _neutral(scope, equation, "maximum with the lowest", _is_lowest, both=True)
 
 
 @ALGEBRA.on("min")
 def below_highest(scope: Scope, equation: jaxprs.Equation) -> Change | None:
-    """`min(x, inf) -> x`, and the largest integer likewise."""
+    """`min(x, highest) -> x` of integers; of floats the derivative at inf differs."""
     return _neutral(scope, equation, "minimum with the highest", _is_highest, both=True)
 
 
@@ -263,21 +269,23 @@ def _negative_zero(number: np.ndarray) -> bool:
 
 
 def _is_lowest(number: np.ndarray) -> bool:
-    return bool(number == _limits(number)[0])
+    limits = _limits(number)
+    return limits is not None and bool(number == limits[0])
 
 
 def _is_highest(number: np.ndarray) -> bool:
-    return bool(number == _limits(number)[1])
+    limits = _limits(number)
+    return limits is not None and bool(number == limits[1])
 
 
-def _limits(number: np.ndarray) -> tuple[Any, Any]:
-    """The lowest and the highest value there is."""
+def _limits(number: np.ndarray) -> tuple[Any, Any] | None:
+    """The lowest and the highest value of an integer or boolean type."""
     if number.dtype == np.bool_:
         return False, True
     if jnp.issubdtype(number.dtype, jnp.integer):
         info = jnp.iinfo(number.dtype)
         return info.min, info.max
-    return -np.inf, np.inf
+    return None
 
 
 def _is_all_ones(number: np.ndarray) -> bool:

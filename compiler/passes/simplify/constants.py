@@ -29,6 +29,21 @@ def _chosen(which: np.ndarray, *cases: np.ndarray) -> np.ndarray | None:
     return cases[number] if 0 <= number < len(cases) else None
 
 
+def _added(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+    return None if unlike_zeros(a[0], b[0]) else a + b
+
+
+def _subtracted(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+    return None if np.signbit(a[0]) and unlike_zeros(a[0], -b[0]) else a - b
+
+
+def unlike_zeros(a: Any, b: Any) -> bool:
+    """Whether two floats are +0 and -0: XLA makes either of their sum."""
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        return False
+    return bool(a == b == 0 and np.signbit(a) != np.signbit(b))
+
+
 def _extreme(function: Any) -> Any:
     def apply(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
         return None if a[0] == b[0] == 0 else function(a, b)  # which of -0 and +0
@@ -43,8 +58,8 @@ def _clamped(low: np.ndarray, value: np.ndarray, high: np.ndarray) -> Any:
 
 
 _EXACT: dict[str, Callable[..., Any]] = {
-    "add": np.add,
-    "sub": np.subtract,
+    "add": _added,
+    "sub": _subtracted,
     "mul": np.multiply,
     "div": _divided,
     "neg": np.negative,

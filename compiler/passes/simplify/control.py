@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -83,15 +83,20 @@ def loop_of_one(scope: Scope, equation: jaxprs.Equation) -> Change | None:
     fit = fit and same_types(inner.outvars[:carry], equation.outvars[:carry])
     if not fit or body.jaxpr.consts or jaxprs.has_refs(body.jaxpr):
         return None
-    given = list(equation.invars)
-    for place in range(start, len(given)):
-        (given[place],) = scope.emit(equation, _only, given[place])
+    taken = _each(_only, equation.invars[start:], inner.invars[start:])
+    stacked = _each(_alone, inner.outvars[carry:], equation.outvars[carry:])
+    if taken is None or stacked is None:  # before anything is put here
+        return None
+    given = list(equation.invars[:start])
+    for view, operand in zip(taken, equation.invars[start:], strict=True):
+        given += scope.inline(equation, view, [operand]) or ()
     values = scope.inline(equation, body.jaxpr, given)
     if values is None:
         return None
-    for place in range(carry, len(values)):
-        (values[place],) = scope.emit(equation, _alone, values[place])
-    return Change("loop of one step", values)
+    results = values[:carry]
+    for view, value in zip(stacked, values[carry:], strict=True):
+        results += scope.inline(equation, view, [value]) or ()
+    return Change("loop of one step", results)
 
 
 @CONTROL.on("scan")
@@ -159,6 +164,21 @@ def _only(stacked: Any) -> Any:
 
 def _alone(value: Any) -> Any:
     return jnp.expand_dims(value, 0)
+
+
+def _each(
+    view: Callable[[Any], Any], given: Sequence[Any], wanted: Sequence[Any]
+) -> list[jaxprs.Jaxpr] | None:
+    """A view of each variable; None if one does not have the very types.
+
+    A view is traced on a shape alone, so one of an array that is sharded over an
+    explicit mesh has another type.
+    """
+    views = [jaxprs.make(view, [jaxprs.spec(var)]) for var in given]
+    inner = [view.jaxpr for view in views]
+    fit = same_types(given, [one.invars[0] for one in inner])
+    fit = fit and same_types(wanted, [one.outvars[0] for one in inner])
+    return views if fit else None
 
 
 def _passed(body: jaxprs.Body, operands: Sequence[Any]) -> list[Any]:

@@ -41,6 +41,9 @@ class Simplify(Pass):
     on. Compiled, every output is the same bit for bit; where XLA would not do the
     same, two things may differ in the last place: a sum with zero leaves -0 as it is,
     and a product whose operand was transposed may sum in the order of its new layout.
+    Left alone are `max(x, -inf)` and `min(x, inf)`, which pass on half of a derivative
+    where both are equal, and loops of one step over arrays that are sharded over an
+    explicit mesh.
     Leaves stay, read or not (`fold` drops them); shapes, effects, random keys,
     derivative rules, barriers and recomputation (`jax.checkpoint`) stay too.
 

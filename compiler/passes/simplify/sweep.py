@@ -139,14 +139,6 @@ class Scope:
                 self._stands[old] = self._stands.get(new, new)
         return [self._read(var) for var in inner.outvars]
 
-    def emit(
-        self, at: jaxprs.Equation, function: Callable[..., Any], *operands: Any
-    ) -> list[Any]:
-        """Traces a function of arrays and puts its equations here."""
-        traced = jaxprs.make(function, [jaxprs.spec(v) for v in operands])
-        found = self.inline(at, traced, operands)
-        return [] if found is None else found
-
     def run(self, jaxpr: jaxprs.Jaxpr, given: dict[Any, Any]) -> jaxprs.Jaxpr:
         """Rewrites a jaxpr; returns the same object if nothing changed.
 
