@@ -77,7 +77,7 @@ def row(name, function, variables, x):
     """Prints what each step takes, and all of them for each equation."""
     program = mc.trace(function, variables, x)
     folded = program >> mc.fold()
-    rival = seconds(lambda: jax.make_jaxpr(function)(variables, x))
+    rival = seconds(lambda: jax.make_jaxpr(lambda v, x: function(v, x))(variables, x))
     trace = seconds(lambda: mc.trace(function, variables, x))
     fold = seconds(lambda: mc.trace(function, variables, x) >> mc.fold()) - trace
     simplify = seconds(lambda: folded >> mc.simplify())

@@ -118,6 +118,17 @@ def test_a_scale_before_a_padded_or_transposed_convolution_is_gone():
     assert "mul" not in names(folded)
 
 
+def test_a_scale_before_a_padding_with_zeros_is_gone():
+    v = {"s": gains(6), "w": normal(3, 3, 6, 4)}
+
+    def function(v, x):
+        y = jnp.sin(x) * v["s"].reshape(1, 1, 1, 6)
+        return conv(jnp.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0))), v["w"])
+
+    folded = fold(function, v, normal(2, 5, 5, 6))
+    assert "mul" not in names(folded)
+
+
 def test_a_shift_before_a_padded_convolution_stays_and_the_report_says_why():
     v = AFFINE | {"w": normal(3, 3, 6, 4)}
     folded = fold(

@@ -12,7 +12,6 @@ import numpy as np
 
 from compiler.passes.collapse.layout import (
     grows,
-    plain,
     plus,
     scaled,
     times,
@@ -24,8 +23,8 @@ from compiler.passes.collapse.notes import (
     Blocked,
     Linear,
     Made,
-    Spread,
     affine,
+    constant,
     identity,
     linear,
     may_absorb,
@@ -70,8 +69,7 @@ def _step(site: Site, operands: Sequence[Operand]) -> Step | None:
         return Step(operands[0], np.asarray(-1, operands[0].dtype))
     place = 0 if operands[1].known else 1
     operand, other = operands[place], operands[1 - place]
-    note = other.note
-    value = plain(note.value if isinstance(note, Spread) else other.value)
+    value = constant(other)
     if value.dtype != operand.dtype:
         return None
     if name == "mul":

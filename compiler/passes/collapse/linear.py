@@ -56,6 +56,15 @@ def note_broadcast(site: Site, *operands: Operand) -> Sequence[Result] | None:
     return [Result(site.emit(operands[0].value)[0], Spread(value))]
 
 
+@LINEAR.on("convert_element_type")
+def note_converted(site: Site, *operands: Operand) -> list[Result] | None:
+    """Notes a number in another dtype, so that it stays a number."""
+    if not operands[0].known or not isinstance(operands[0].value, int | float):
+        return None
+    value = np.asarray(operands[0].value, site.equation.params["new_dtype"])
+    return [Result(site.emit(operands[0].value)[0], Spread(value))]
+
+
 @LINEAR.on("transpose", "reshape", "squeeze", "reduce_sum", "reduce_window_sum")
 @LINEAR.on("slice", "rev", "pad", "copy")
 def follow(site: Site, *operands: Operand) -> list[Result] | None:

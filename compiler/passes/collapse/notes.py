@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from compiler import jaxprs
-from compiler.passes.collapse.layout import lay, scaled
+from compiler.passes.collapse.layout import lay, plain, scaled
 from compiler.rewrite import Operand, Result, Site
 from compiler.uses import Users
 
@@ -199,6 +199,12 @@ class Affine:
         if self.scale is not None:
             value = value * self.scale
         return value if self.shift is None else value + self.shift
+
+
+def constant(operand: Operand) -> Any:
+    """A known operand, no larger than what it was broadcast from."""
+    note = operand.note
+    return plain(note.value if isinstance(note, Spread) else operand.value)
 
 
 def affine(operand: Operand) -> Affine | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.passes.collapse.layout import lay, plain, refolded
+from compiler.passes.collapse.layout import lay, refolded
+from compiler.passes.collapse.notes import constant
 from compiler.rewrite import Operand, Site
 
 Carry = Callable[[Any], Any]
@@ -111,7 +112,7 @@ def _reverse(site: Site, operands: Sequence[Operand]) -> Through:
 
 
 def _pad(site: Site, operands: Sequence[Operand]) -> Through | None:
-    filler = plain(operands[1].value)
+    filler = constant(operands[1])
     if not isinstance(filler, np.ndarray) or filler != 0:
         return None
     config = site.equation.params["padding_config"]
