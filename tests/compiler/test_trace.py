@@ -384,3 +384,28 @@ def test_variables_that_are_one_array_stay_one():
     folded = mc.trace(lambda w, x: x @ (w * 2.0), jnp.eye(3), normal(2, 3)) >> mc.fold()
     assert folded.variables.shape == (3, 3)
     close(folded.function(folded.variables, normal(2, 3)), 2.0 * normal(2, 3))
+
+
+def test_a_step_keeps_the_leaves_it_returns_from_every_pass():
+    x, y = normal(4, 5), normal(4, 3, seed=5)
+    program = mc.trace(sgd_step, start(), x, y)
+    for step in (mc.quantize.weights("int8"), mc.lora(2)):
+        new = program >> step
+        reasons = {event.what for event in new.history[-1].events.skipped}
+        assert any("returned by the function, moved" in reason for reason in reasons)
+        new.function(new.function(new.variables, x, y)[0], x, y)
+
+
+def test_a_tolerance_needs_a_sample():
+    program = mc.trace(encode, PAIR, normal(2, 5))
+    with pytest.raises(TypeError, match="expected a sample"):
+        mc.fold()(program, tolerance=1e-6)
+
+
+def test_a_pass_before_a_program_says_the_right_order():
+    with pytest.raises(TypeError, match="program >> pass"):
+        mc.fold() >> mc.trace(encode, PAIR, normal(2, 5))
+
+
+def test_a_dtype_may_be_given_as_jax_writes_it():
+    assert mc.cast(jnp.bfloat16, params=jnp.bfloat16) == mc.cast(params="bfloat16")
