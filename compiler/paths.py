@@ -107,8 +107,8 @@ def owner(leaf: Leaf) -> str:
 def owner_and_kind(leaf: Leaf) -> tuple[str, bool]:
     """The path a leaf belongs to, and whether it is state."""
     names = leaf.path.split("/")
-    if names[-1] == "value" and len(names) > 1:  # nnx keeps every array in a variable
-        names.pop()
+    if names[-1] == "value" and names[0] not in _COLLECTIONS:
+        names.pop()  # nnx keeps every array in a variable
     collected = len(names) > 1 and names[0] in _COLLECTIONS
     kept = collected and names[0] != "params"
     if names[:2] == ["state", "params"] and len(names) > 2:  # frozen, or a step's
