@@ -36,9 +36,10 @@ class Fold(Pass):
     r"""Evaluates everything that depends on params alone, once, at compile time.
 
     An affine map before or after a product (a batch norm, a scale, a bias, what a
-    layer norm does last) is merged into the product's kernel and bias; what loops and branches derive from weights is
-    moved out of them; then a minimum cut chooses which derived arrays become the
-    new leaves, so that the program never holds more bytes than before.
+    layer norm does last) is merged into the product's kernel and bias; what loops
+    and branches derive from weights is moved out of them; then a minimum cut chooses
+    which derived arrays become the new leaves, so that the program never holds more
+    bytes than before.
 
     $$ (x * W) s + t \;\to\; x * (W s) + t, \qquad
        (x s + t) * W + b \;\to\; x * (s W) + (t * W + b) $$
