@@ -187,6 +187,8 @@ class Program(Mapping, by_identity=True):
     def _again(self, specs: Sequence[jax.ShapeDtypeStruct]) -> Graph:
         """Traces anew and applies the recipe; the leaves must mean the same."""
         graph = self.source.graph(self.graph.in_tree, list(specs))
+        # What is carried was told on the sample; other shapes may look alike by chance.
+        graph = dataclasses.replace(graph, carried=self.graph.carried)
         same = True
         for applied in self.history:
             rewrite = applied.step.rewrite(graph)

@@ -87,7 +87,8 @@ def test_folding_and_simplifying_keep_outputs_and_gradients(case):
     with lenient_promotion():
         program = mc.trace(function, variables, *inputs)
         better = program >> mc.fold() >> mc.simplify()
-        assert relative_error(better(*inputs), program(*inputs)) < 1e-6
+        moved = relative_error(better(*inputs), program(*inputs))
+        assert moved < 1e-6 or moved < 2 * rounding(program, function, case)
         assert sum(primitives(better.graph).values()) <= sum(
             primitives(program.graph).values()
         )
@@ -102,6 +103,18 @@ def test_simplifying_twice_changes_nothing(case):
         once = mc.trace(function, variables, *inputs) >> mc.simplify()
         twice = once >> mc.simplify()
     assert not twice.history[-1].events.fired
+
+
+def rounding(program, function, case):
+    """How far the function itself is from the same in float64.
+
+    Where that is more than the tolerance, equality means to be no farther apart.
+    """
+    _, variables, inputs = case
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (variables, inputs))
+        exact = function(wide[0], *wide[1])
+    return relative_error(program(*inputs), exact)
 
 
 def gradients(program, inputs):

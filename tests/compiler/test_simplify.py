@@ -453,7 +453,7 @@ def test_what_happened_is_told_by_place_and_kind():
 
     _, shorter = shortened(f, X)
     (event,) = shorter.history[-1].events.fired
-    assert event.path == "block"
+    assert event.path == "net/block"
     assert event.what == "multiplication by one, 3 times"
     assert "test_simplify.py" in event.source
 

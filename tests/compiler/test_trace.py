@@ -409,3 +409,10 @@ def test_a_pass_before_a_program_says_the_right_order():
 
 def test_a_dtype_may_be_given_as_jax_writes_it():
     assert mc.cast(jnp.bfloat16, params=jnp.bfloat16) == mc.cast(params="bfloat16")
+
+
+def test_an_output_that_has_the_shape_of_a_weight_for_another_batch_is_no_state():
+    program = mc.trace(lambda w, x: x @ jnp.exp(w), normal(2, 2), normal(1, 2))
+    folded = program >> mc.fold()
+    assert [event.path for event in folded.history[-1].events.fired]
+    close(folded(normal(2, 2, seed=3)), normal(2, 2, seed=3) @ jnp.exp(normal(2, 2)))
