@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,19 +64,18 @@ def between(first: Any, second: Any) -> Difference:
     return max(found, key=lambda one: one.relative, default=Difference(0.0, 0.0, ""))
 
 
-def check(name: str, found: Sequence[Difference], tolerance: float | None) -> None:
+def check(name: str, found: Difference, tolerance: float | None) -> None:
     """Raises if a difference is larger than what was allowed.
 
     Raises:
         VerifyError: naming who made it, and the output.
     """
-    for one in found:
-        if tolerance is not None and not one.relative <= tolerance:
-            raise VerifyError(
-                f"{one.path or 'output'}: expected a relative difference of at most "
-                f"{tolerance:g} after {name}, got {one.relative:.3g}. Leave out what "
-                "it did, or allow more with tolerance=."
-            )
+    if tolerance is not None and not found.relative <= tolerance:
+        raise VerifyError(
+            f"{found.path or 'output'}: expected a relative difference of at most "
+            f"{tolerance:g} after {name}, got {found.relative:.3g}. Leave out what "
+            "it did, or allow more with tolerance=."
+        )
 
 
 def _apart(path: str, a: Any, b: Any) -> tuple[float, float]:

@@ -80,10 +80,13 @@ def accepted(
     return specs
 
 
+_NUMBERS = (bool, int, float, complex)
+
+
 def as_arrays(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The inputs, their Python numbers as arrays of the dtypes the graph takes."""
     flat, tree = jax.tree.flatten(inputs)
-    if tree != graph.in_tree:
+    if tree != graph.in_tree or not any(isinstance(v, _NUMBERS) for v in flat):
         return inputs
     pairs = zip(flat, graph.inputs, strict=True)
     return tree.unflatten(
@@ -95,8 +98,7 @@ def as_arrays(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _is_number(value: Any, spec: jax.ShapeDtypeStruct) -> bool:
-    known = isinstance(value, bool | int | float | complex)
-    return known and _same_kind(None, spec, value)
+    return isinstance(value, _NUMBERS) and _same_kind(None, spec, value)
 
 
 def _with_shape(spec: jax.ShapeDtypeStruct, shape: Any) -> jax.ShapeDtypeStruct:
@@ -104,7 +106,7 @@ def _with_shape(spec: jax.ShapeDtypeStruct, shape: Any) -> jax.ShapeDtypeStruct:
 
 
 def _same_kind(dtype: Any, want: jax.ShapeDtypeStruct, value: Any) -> bool:
-    if isinstance(value, bool | int | float | complex):
+    if isinstance(value, _NUMBERS):
         return jax.dtypes.result_type(value, want.dtype) == want.dtype
     return dtype == want.dtype
 

@@ -193,14 +193,15 @@ def _root(graph: Graph) -> str:
     It is known by what stands below it, which the leaves are named after.
     """
     scopes = [names(jaxprs.scope(e)) for e in jaxprs.equations(graph.jaxpr)]
-    inside = {n for e, _ in jaxprs.nested(graph.jaxpr) for n in names(jaxprs.scope(e))}
     first = {scope[0] for scope in scopes if scope}
     first -= set(_COLLECTIONS)  # passes scope work on a weight by the leaf's path
     owners = {owner(leaf).split("/")[0] for leaf in graph.leaves}
     if len(first) != 1 or first & owners:
         return ""
-    alone = owners <= {""} and any("/" in leaf.path for leaf in graph.leaves)
-    return first.pop() if owners & inside or alone else ""
+    if owners <= {""} and any("/" in leaf.path for leaf in graph.leaves):
+        return first.pop()
+    inside = {n for e, _ in jaxprs.nested(graph.jaxpr) for n in names(jaxprs.scope(e))}
+    return first.pop() if owners & inside else ""
 
 
 def _operations(

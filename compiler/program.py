@@ -270,7 +270,7 @@ class Program(Mapping, by_identity=True):
         if sample is None:
             return new
         found = difference(self, new, *sample)
-        check(type(step).__name__, [found], tolerance)
+        check(type(step).__name__, found, tolerance)
         compared = dataclasses.replace(applied, difference=found)
         return self._with(rewrite.graph, values, compared)
 

@@ -109,9 +109,9 @@ class Walk:
         self, equation: jaxprs.Equation, operands: list[Operand], users: Users
     ) -> list[Operand]:
         outer = self._within
-        scope = self._within = join(outer, jaxprs.scope(equation))
+        self._within = join(outer, jaxprs.scope(equation))
         try:
-            return self._emitted(equation, operands, users, scope)
+            return self._emitted(equation, operands, users)
         finally:
             self._within = outer
 
@@ -120,7 +120,6 @@ class Walk:
         equation: jaxprs.Equation,
         operands: list[Operand],
         users: Users,
-        scope: str,
     ) -> list[Operand]:
         if jaxprs.is_plain_jit(equation):
             (body,) = jaxprs.bodies(equation)
@@ -129,7 +128,9 @@ class Walk:
             return self.run(body.jaxpr, operands)
         if equation.primitive.name == "shard_map":
             return self._sharded(equation, operands)
-        origin = self._namer.name(scope, [o.origin for o in operands if o.origin])
+        origin = self._namer.name(
+            self._within, [o.origin for o in operands if o.origin]
+        )
         known = all(o.known for o in operands) and not equation.effects
         shared = any(_is_shared(o, equation.outvars) for o in operands if o.known)
         bodies = [self._body(body, operands) for body in jaxprs.bodies(equation)]

@@ -105,21 +105,25 @@ def to_the_integer_first(scope: Scope, equation: jaxprs.Equation) -> Change | No
 @ALGEBRA.on("neg", "not", "conj", "rev")
 def undone(scope: Scope, equation: jaxprs.Equation) -> Change | None:
     """`-(-x) -> x`, and every operation that undoes itself."""
-    name = equation.primitive.name
-    inner = scope.maker(equation.invars[0], name)
-    if inner is None or inner.params != equation.params:
+    inner = _the_same_before(scope, equation)
+    if inner is None:
         return None
-    return Change(f"double {name}", [inner.invars[0]])
+    return Change(f"double {equation.primitive.name}", [inner.invars[0]])
 
 
 @ALGEBRA.on("abs", "sign", "floor", "ceil", "stop_gradient", "real")
 def done_already(scope: Scope, equation: jaxprs.Equation) -> Change | None:
     """`abs(abs x) -> abs x`, and every operation that does nothing the second time."""
     name = equation.primitive.name
-    inner = scope.maker(equation.invars[0], name)
-    if inner is None or inner.params != equation.params:
+    if _the_same_before(scope, equation) is None:
         return None
     return Change(f"{name} of {name}", [equation.invars[0]])
+
+
+def _the_same_before(scope: Scope, equation: jaxprs.Equation) -> Any | None:
+    """What made the operand, if it is the same operation."""
+    inner = scope.maker(equation.invars[0], equation.primitive.name)
+    return None if inner is None or inner.params != equation.params else inner
 
 
 @ALGEBRA.on("real", "imag")
