@@ -59,3 +59,19 @@ class FormatError(CompilerError, ValueError):
 
 class MissingExtraError(CompilerError, ImportError):
     """A package is needed that comes with an extra which is not installed."""
+
+
+class CoverageError(CompilerError, ValueError):
+    """Less of a program could be quantized than was asked for."""
+
+
+class CalibrationError(CompilerError, ValueError):
+    """Activations were not measured, or what was measured cannot be used."""
+
+
+class ConversionError(CompilerError, TypeError):
+    """A program was to be converted that is not in training for few bits."""
+
+
+class BudgetError(CompilerError, ValueError):
+    """A budget of bytes or time is smaller than what a program can be made to take."""

@@ -107,6 +107,8 @@ class Graph:
         out_tree: how the flat outputs make up the result.
         carried: paths of the leaves that the function returns, moved, to be given to
             it again. A pass leaves them what they are.
+        encoded: what the last quantizing pass made it from.
+        coverage: how much of it that pass covered.
     """
 
     jaxpr: jaxprs.Jaxpr
@@ -115,6 +117,8 @@ class Graph:
     in_tree: Any
     out_tree: Any
     carried: frozenset[str] = frozenset()
+    encoded: Any = dataclasses.field(default=None, repr=False)
+    coverage: Any = dataclasses.field(default=None, repr=False)
 
     def with_leaves(self, paths: Sequence[str], jaxpr: jaxprs.Jaxpr) -> Graph:
         """The graph with other leaves, and equations that take them.
@@ -236,14 +240,13 @@ def needed(
     jaxpr: jaxprs.Jaxpr, outputs: Sequence[Any], given: set[Any], effects: bool
 ) -> list[Any]:
     """The equations that `outputs` depend on, when the `given` variables are there."""
-    wanted = {v for v in outputs if not jaxprs.is_literal(v)} - given
+    wanted = jaxprs.variables(outputs) - given
     kept = []
     for equation in reversed(jaxprs.equations(jaxpr)):
         results = wanted.intersection(equation.outvars)
         if results or (effects and equation.effects):
             kept.append(equation)
-            operands = (v for v in equation.invars if not jaxprs.is_literal(v))
-            wanted.update(v for v in operands if v not in given)
+            wanted |= jaxprs.variables(equation.invars) - given
     return kept[::-1]
 
 
@@ -252,7 +255,7 @@ def required(jaxpr: jaxprs.Jaxpr, given: set[Any]) -> set[Any]:
     reads = list(jaxpr.jaxpr.outvars)
     for equation in needed(jaxpr, jaxpr.jaxpr.outvars, given, effects=True):
         reads.extend(equation.invars)
-    return {v for v in reads if not jaxprs.is_literal(v)}
+    return jaxprs.variables(reads)
 
 
 def drop_dead(jaxpr: jaxprs.Jaxpr) -> jaxprs.Jaxpr:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -63,9 +63,14 @@ def is_literal(var: Var) -> bool:
     return isinstance(var, core.Literal)
 
 
-def variables(operands: Sequence[Any]) -> set[Var]:
+def reads(operands: Iterable[Any]) -> list[Var]:
+    """The operands that are no literals, in order."""
+    return [operand for operand in operands if not is_literal(operand)]
+
+
+def variables(operands: Iterable[Any]) -> set[Var]:
     """The operands that are no literals."""
-    return {operand for operand in operands if not is_literal(operand)}
+    return set(reads(operands))
 
 
 def is_array(var: Var) -> bool:
@@ -142,9 +147,7 @@ def rebind(
 
 def with_equations(jaxpr: Jaxpr, kept: list[Equation]) -> Jaxpr:
     """The same jaxpr with some of its equations only."""
-    if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12
-        return jaxpr.replace(eqns=kept)
-    return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=kept))
+    return _with_constants(jaxpr.jaxpr.replace(eqns=kept), jaxpr.consts)
 
 
 def part(
@@ -156,9 +159,14 @@ def part(
     new = opened.replace(
         invars=list(inputs), outvars=list(outputs), eqns=kept, effects=effects
     )
+    return _with_constants(new, jaxpr.consts)
+
+
+def _with_constants(jaxpr: Any, constants: Sequence[Any]) -> Jaxpr:
+    """An open jaxpr closed over constants."""
     if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12
-        return new
-    return core.ClosedJaxpr(new, jaxpr.consts)
+        return jaxpr.replace(consts=constants)
+    return core.ClosedJaxpr(jaxpr, constants)
 
 
 def captured_arrays(jaxpr: Jaxpr) -> tuple[jax.Array, ...]:
@@ -271,21 +279,18 @@ def source(equation: Equation) -> str:
 
 def shared_scopes(equations: Sequence[Equation]) -> int:
     """How many scopes, from the outermost, all of the equations stand in."""
-    first, *rest = (equation.source_info.name_stack.stack for equation in equations)
-    count = len(first)
-    for stack in rest:
-        pairs = enumerate(zip(first, stack, strict=False))
-        differs = (i for i, (a, b) in pairs if a != b)
-        count = min(count, len(stack), next(differs, count))
-    return count
+    scopes = [equation.source_info.name_stack for equation in equations]
+    return len(common_scope(scopes).stack)
 
 
 def in_scopes(equation: Equation, scopes: slice) -> Equation:
     """An equation that stands in some of its scopes only."""
-    info = equation.source_info
-    return equation.replace(
-        source_info=info.replace(name_stack=info.name_stack[scopes])
-    )
+    return _placed(equation, equation.source_info.name_stack[scopes])
+
+
+def _placed(equation: Equation, scope: Any) -> Equation:
+    info = equation.source_info.replace(name_stack=scope)
+    return equation.replace(source_info=info)
 
 
 def with_params(equation: Equation, **params: Any) -> Equation:
@@ -435,10 +440,7 @@ def rebuilt(
         outvars=list(outputs),
         constvars=[var for var, _ in constants],
     )
-    values = [value for _, value in constants]
-    if core.ClosedJaxpr is core.Jaxpr:  # one class for both since JAX 0.12
-        return new.replace(consts=values)
-    return core.ClosedJaxpr(new, values)
+    return _with_constants(new, [value for _, value in constants])
 
 
 def literal(value: Any, like: Var) -> Any:
@@ -489,10 +491,8 @@ def is_value(var: Var) -> bool:
 
 def within(equation: Equation, outer: Equation) -> Equation:
     """An equation of a body, as it stands when the body takes the place of `outer`."""
-    info, around = equation.source_info, outer.source_info.name_stack
-    return equation.replace(
-        source_info=info.replace(name_stack=around + info.name_stack)
-    )
+    around = outer.source_info.name_stack
+    return _placed(equation, around + equation.source_info.name_stack)
 
 
 def primitive(name: str) -> Any:
@@ -531,11 +531,22 @@ def bits(operand: Any) -> bytes:
 
 def placed(equation: Equation, scope: Any, new: Sequence[Body]) -> Equation:
     """The same equation in another scope, with other bodies."""
-    info = equation.source_info.replace(name_stack=scope)
-    params = {**equation.params, **replace_bodies(equation, new)}
-    return equation.replace(source_info=info, params=params)
+    return _placed(with_params(equation, **replace_bodies(equation, new)), scope)
 
 
 def identity(jaxpr: Jaxpr) -> tuple[Any, ...]:
     """What tells a closed jaxpr from others as long as it is kept."""
     return (id(jaxpr.jaxpr), *map(id, jaxpr.consts))
+
+
+def distinct(jaxpr: Jaxpr) -> Jaxpr:
+    """The same jaxpr with an object of its own for each equation at each place.
+
+    JAX keeps one body for all calls of a function; what is known of an equation in it
+    would be known of none of the calls.
+    """
+    new = []
+    for equation in equations(jaxpr):
+        inside = [b._replace(jaxpr=distinct(b.jaxpr)) for b in bodies(equation)]
+        new.append(with_params(equation, **replace_bodies(equation, inside)))
+    return with_equations(jaxpr, new)

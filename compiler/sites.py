@@ -9,7 +9,7 @@ which number separate weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler import jaxprs
@@ -134,6 +134,32 @@ def sites_by_leaf(graph: Graph) -> dict[int, list[WeightSite]]:
     return found
 
 
+def keyed(graph: Graph) -> dict[str, WeightSite]:
+    """The uses by a name of their own: the leaf's path, numbered from the second on.
+
+    The same for every trace of one function, whatever the shapes of its inputs.
+
+    >>> import jax.numpy as jnp, compiler as mc
+    >>> program = mc.trace(lambda w, x: (x @ w) @ w, jnp.eye(3), jnp.ones((2, 3)))
+    >>> list(keyed(program.graph))
+    ['variables', 'variables#1']
+    """
+    return named(graph, sites_by_leaf(graph))
+
+
+def named(
+    graph: Graph, uses: Mapping[int, Sequence[WeightSite]]
+) -> dict[str, WeightSite]:
+    """Uses that were found, by a name of their own; see [`keyed`][]."""
+    return {
+        f"{graph.leaves[leaf].path}#{number}"
+        if number
+        else graph.leaves[leaf].path: site
+        for leaf, sites in uses.items()
+        for number, site in enumerate(sites)
+    }
+
+
 def regroup(
     before: Sequence[int], after: Sequence[int]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]] | None:
@@ -253,7 +279,8 @@ class _Walk:
 
     def _elementwise(self, equation: jaxprs.Equation, given: Sequence[Seen]) -> Seen:
         """A weight times a gain is the weight; what is added to it must be known too,
-        or it would be an activation that a weight was added to."""
+        or it would be an activation that a weight was added to. What is spread over
+        an unknown factor is a gain itself."""
         shape = equation.outvars[0].aval.shape
         if None in given and equation.primitive.name not in ("mul", "select_n"):
             return ()
@@ -263,6 +290,7 @@ class _Walk:
             for view in views or ()
             if shape and var.aval.shape == shape
             if self._absent(view) <= set(view.stacked)
+            if None not in given or _is_matrix(view, shape)
         )
 
 
@@ -277,6 +305,12 @@ def _enter(
     first = sum(jaxprs.scan_counts(equation))
     slices = [views and tuple(map(_slice, views)) for views in inside[first:]]
     return [*inside[:first], *slices]
+
+
+def _is_matrix(view: View, shape: Sequence[int]) -> bool:
+    """Whether a view has two axes or more, and is spread along none."""
+    spread = any(n > 1 and not axes for axes, n in zip(view.axes, shape, strict=True))
+    return not spread and sum(map(bool, view.axes)) > 1
 
 
 def _slice(view: View) -> View:
@@ -301,7 +335,9 @@ def _roles(
         contracted, batched = numbers.dot_dimension_numbers
         return contracted[1], (*numbers.rhs_group_dimensions, *batched[1])
     if name == "gather" and place == 0:
-        looked_up = set(params["dimension_numbers"].start_index_map)
+        sizes, shape = params["slice_sizes"], equation.invars[0].aval.shape
+        indexed = params["dimension_numbers"].start_index_map
+        looked_up = {axis for axis in indexed if sizes[axis] != shape[axis]}
         return [axis for axis in range(rank) if axis not in looked_up], ()
     return None
 

@@ -57,7 +57,7 @@ class Pass:
 
     >>> from compiler.passes import fold, quantize
     >>> print(fold() >> quantize.weights("int8"))
-    Fold() >> QuantizeWeights(dtype='int8', skip=())
+    Fold() >> QuantizeWeights(int8)
     """
 
     def decide(self, program: Program) -> Pass:
@@ -181,7 +181,10 @@ def fingerprint(before: Graph, rewrite: Rewrite) -> tuple[str, ...]:
     specs = [leaf.spec for leaf in before.leaves]
     jaxpr = jaxprs.make(lambda *leaves: prepare(leaves), specs)
     found = digests(jaxpr, [True] * len(before.leaves))
-    return tuple(found.get(v, str(v)) for v in jaxpr.jaxpr.outvars)
+    return tuple(
+        str(v) if jaxprs.is_literal(v) else found.get(v, str(v))
+        for v in jaxpr.jaxpr.outvars
+    )
 
 
 def verify(before: Graph, rewrite: Rewrite, name: str) -> None:

@@ -71,6 +71,8 @@ def hoist_from_scan(site: Site, *operands: Operand) -> list[Any] | None:
 def hoist_from_while(site: Site, *operands: Operand) -> list[Any] | None:
     """Computes before the loop what its condition and body derive from constants."""
     functions, chosen = [], []
+    if site.bodies[0].jaxpr.jaxpr.outvars[0].aval.shape:
+        return None  # mapped: each example has an end of its own
     count = len(site.equation.outvars)
     start, moves = len(operands) - count, site.bodies[1].carried[-count:]
     changing = _where(moves, site.bodies[1].jaxpr.jaxpr.outvars)

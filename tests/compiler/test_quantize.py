@@ -207,7 +207,7 @@ def test_what_is_left_is_left_for_a_reason():
     reasons = {e.path: e.what for e in small.history[-1].events.skipped}
     assert reasons["gain"].startswith("reaches no product")
     assert reasons["integers"].startswith("not floating")
-    assert reasons["skipped"] == "left out by skip"
+    assert reasons["skipped"] == "left out by rule skip*"
     assert [e.path for e in small.history[-1].events.fired] == ["small"]
 
 
@@ -218,7 +218,7 @@ def test_a_glob_that_names_nothing_is_an_error():
 
 
 def test_an_unknown_dtype_is_an_error():
-    with pytest.raises(ValueError, match=r"expected a dtype of .'int8'.*'int7'"):
+    with pytest.raises(ValueError, match=r"'int7': expected a format of .*int8"):
         mc.quantize.weights("int7")
 
 

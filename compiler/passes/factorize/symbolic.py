@@ -148,7 +148,22 @@ def _while(equation: jaxprs.Equation, operands: Sequence[Any]) -> list[Any]:
         functions.append(_with_constants(body.jaxpr, fixed))
     condition, step = functions
     carried = [_as_array(value, equation) for value in operands[start:]]
-    return list(jax.lax.while_loop(lambda c: condition(c)[0], step, carried))
+    mapped = jaxprs.bodies(equation)[0].jaxpr.jaxpr.outvars[0].aval.shape
+
+    def turn(values: Any) -> Any:
+        new = step(values)
+        if not mapped:
+            return new
+        (goes_on,) = condition(values)
+        return [_kept(goes_on, *pair) for pair in zip(new, values, strict=True)]
+
+    return list(jax.lax.while_loop(lambda c: condition(c)[0].any(), turn, carried))
+
+
+def _kept(goes_on: Any, new: Any, old: Any) -> Any:
+    """The new value where a mapped loop goes on, the old one where it is done."""
+    axes = tuple(range(goes_on.ndim))
+    return jax.lax.select(jax.lax.broadcast_in_dim(goes_on, new.shape, axes), new, old)
 
 
 def _with_constants(jaxpr: jaxprs.Jaxpr, fixed: Sequence[Any]) -> Callable[..., Any]:

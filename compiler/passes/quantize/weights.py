@@ -1,209 +1,228 @@
-"""Weights stored as small integers, one scale for each output channel."""
+"""Weights in few bits; the arithmetic stays in floating point."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from compiler import jaxprs
-from compiler.errors import NonFiniteWeightsError, UnknownPathError
-from compiler.graph import Graph, Leaf, free_path, is_abstract, nbytes
+from compiler.errors import CoverageError, NonFiniteWeightsError, UnknownPathError
+from compiler.graph import Graph, is_abstract
 from compiler.passes.base import Pass, Rewrite
+from compiler.passes.quantize.activations import Activations
+from compiler.passes.quantize.coverage import Coverage, covered
+from compiler.passes.quantize.physical import (
+    StaticScales,
+    Stored,
+    encoded,
+    physical,
+    prepare,
+)
+from compiler.passes.quantize.plan import Plan, plan
+from compiler.passes.quantize.rules import Rule, RuleSpec, as_rules
+from compiler.passes.quantize.scheme import Scheme, as_scheme
 from compiler.rewrite import Event, Events
-from compiler.sites import WeightSite, sites_by_leaf
 from mapping.core import register
 
 if TYPE_CHECKING:
     from compiler.program import Program
 
-_LEVELS = {"int8": 127}
+
+_INT8 = Scheme()
 
 
 @register("pass", "quantize_weights")
 @dataclasses.dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    r"""Stores each weight in 8 bits, rounded to a grid of its own channel.
+    r"""Stores each weight in few bits, rounded to a grid of its own channel or group.
 
     $$ s_c = \max_i |W_{ic}| / 127, \qquad Q = \mathrm{round}(W / s), \qquad
        W \approx s\,Q, \qquad |W - s\,Q| \le s / 2 $$
 
-    A weight is a floating leaf of two or more axes that reaches a product, a
-    convolution or a look-up. The scale is one number for each index of the axes
-    that are not summed over (symmetric, so zero stays zero). The arithmetic stays
-    in the weight's own dtype: this shrinks what is stored and moved, and does not
-    make a product faster.
+    in int8; see [`Scheme`][] for other formats. A weight is a floating leaf of two or
+    more axes that reaches a product, a convolution or a look-up, however it was
+    transposed, reshaped, stacked for a loop or passed into a call. Products stay in
+    floating point. A large weight is decoded a tile at a time and never whole; of a
+    table only the rows that are looked up are.
 
     Attributes:
-        dtype: `"int8"`.
-        skip: globs of paths that are left as they are.
+        scheme: of weights no rule is about.
+        rules: which scheme weights get, by path and by kind of product; the first
+            that matches counts.
+        min_coverage: the least share of the bytes of floating leaves that has to be
+            quantized, from 0 to 1.
 
     Raises:
-        UnknownPathError: if a glob in `skip` names no leaf.
+        UnknownPathError: if a rule that leaves weights out names no leaf.
         NonFiniteWeightsError: if a weight holds inf or nan.
+        CoverageError: if less was quantized than `min_coverage`.
 
     Jacob et al., 2017, https://arxiv.org/abs/1712.05877; per channel after
     Krishnamoorthi, 2018, https://arxiv.org/abs/1806.08342.
     """
 
-    dtype: str = "int8"
-    skip: tuple[str, ...] = ()
+    scheme: Scheme = _INT8
+    rules: tuple[Rule, ...] = ()
+    min_coverage: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.dtype not in _LEVELS:
+        object.__setattr__(self, "scheme", as_scheme(self.scheme))
+        object.__setattr__(self, "rules", tuple(self.rules))
+        if not 0 <= self.min_coverage <= 1:
             raise ValueError(
-                f"quantize.weights: expected a dtype of {sorted(_LEVELS)}, got "
-                f"{self.dtype!r}."
+                f"min_coverage: expected a share from 0 to 1, got {self.min_coverage}."
             )
+
+    def __str__(self) -> str:
+        """The scheme, and how many rules differ from it."""
+        rules = f", {len(self.rules)} rules" if self.rules else ""
+        return f"{type(self).__name__}({self.scheme}{rules})"
+
+    @property
+    def rounding(self) -> Activations | None:
+        """How activations are rounded; None if they are not."""
+        return None
+
+    @property
+    def static(self) -> StaticScales:
+        """The scales of activations that are known beforehand."""
+        return {}
 
     def decide(self, program: Program) -> Pass:
         """Nothing to choose; refuses weights that cannot be rounded."""
-        _check_globs(self.skip, program.graph.paths)
-        chosen = self._chosen(program.graph, Events())
-        for leaf, value in zip(program.graph.leaves, program.values, strict=True):
-            if leaf.path in chosen and not is_abstract(value):
-                bad = int(jnp.size(value) - jnp.isfinite(value).sum())
-                if bad:
-                    raise NonFiniteWeightsError(
-                        f"{leaf.path}: expected finite weights, got {bad} infinite or "
-                        f"nan of {value.size}. Mend them, or leave the leaf out with "
-                        f"skip=({leaf.path!r},)."
-                    )
+        graph = program.graph
+        chosen = self.planned(graph)
+        for rule in chosen.unused:
+            if rule.scheme is None:
+                raise UnknownPathError(
+                    f"{rule.path}: names no leaf of the program, or only such as an "
+                    f"earlier rule is about. Its leaves: {', '.join(graph.paths[:8])}"
+                    f"{', ...' if len(graph.paths) > 8 else ''}."
+                )
+        values = dict(zip(graph.paths, program.values, strict=True))
+        for path in chosen.encodings:
+            check_finite(path, values.get(path))
+        found = covered(_logical(graph), chosen, _before(graph))
+        if found.share < self.min_coverage:
+            raise CoverageError(
+                f"expected at least {self.min_coverage:.1%} of the weights' bytes "
+                f"quantized, got {found.share:.1%}. Left out: {found.reasons()}. "
+                "Change the rules, or lower min_coverage."
+            )
         return self
 
     def rewrite(self, graph: Graph) -> Rewrite:
-        """Replaces each weight by its integers and scales."""
+        """Replaces each weight by what is stored of it."""
+        chosen, logical, before = self.planned(graph), _logical(graph), _before(graph)
         events = Events()
-        chosen = self._chosen(graph, events)
-        if not chosen:
+        if chosen.encodings:
+            stored = before.joined(self.storing(chosen))
+            new, uses = physical(logical, stored)
+        else:
+            new, uses, stored = graph, None, before
+        found = covered(logical, chosen, before, uses)
+        _record(chosen, found, events)
+        if not chosen.encodings:
             return Rewrite(graph, None, events)
-        names: list[str] = []
-        for path in graph.paths:
-            parts = [f"{path}/scale", f"{path}/values"] if path in chosen else [path]
-            others = {*graph.paths, *names} - {path}
-            names += [free_path(part, others) for part in parts]
+        new = dataclasses.replace(new, coverage=found)
+        prepared = functools.partial(self.prepared, graph, logical, stored)
+        return Rewrite(new, prepared, events)
 
-        def prepare(leaves: Sequence[Any]) -> list[Any]:
-            new: list[Any] = []
-            for path, value in zip(graph.paths, leaves, strict=True):
-                axes = chosen.get(path)
-                new += [value] if axes is None else _quantize(value, axes, self.dtype)
-            return new
+    def storing(self, chosen: Plan) -> Stored:
+        """How what was chosen is stored."""
+        return Stored(chosen.encodings, chosen.activations, self.static)
 
-        def function(*arguments: Any) -> list[Any]:
-            rest = iter(arguments[: len(names)])
-            leaves = [
-                _dequantize(path, next(rest), next(rest))
-                if path in chosen
-                else next(rest)
-                for path in graph.paths
-            ]
-            return graph.evaluate(leaves, arguments[len(names) :])
+    def prepared(
+        self, graph: Graph, logical: Graph, stored: Stored, leaves: Sequence[Any]
+    ) -> list[Any]:
+        """What is stored, from the graph's leaves."""
+        return prepare(graph, logical, stored, leaves)
 
-        specs = [
-            spec
-            for leaf in graph.leaves
-            for spec in _specs(leaf, chosen.get(leaf.path), self.dtype)
-        ]
-        jaxpr = jaxprs.make(function, specs + graph.inputs)
-        return Rewrite(graph.with_leaves(names, jaxpr), prepare, events)
-
-    def _chosen(self, graph: Graph, events: Events) -> dict[str, tuple[int, ...]]:
-        """The leaves to quantize, with the axes each scale is shared along."""
-        chosen = {}
-        uses = sites_by_leaf(graph)
-        opaque = any(
-            equation.primitive.name == "call_exported"
-            for equation, _ in jaxprs.nested(graph.jaxpr)
+    def planned(self, graph: Graph) -> Plan:
+        """What becomes of each leaf."""
+        before = _before(graph)
+        return plan(
+            _logical(graph), self.scheme, self.rules, self.rounding, before.encodings
         )
-        for i, leaf in enumerate(graph.leaves):
-            why = self._why_not(leaf, uses.get(i))
-            if leaf.path in graph.carried:
-                why = "returned by the function, moved: it has to stay what it is"
-            if opaque and uses.get(i) is None:
-                why = "belongs to a loaded program, whose inside cannot be seen"
-            if why is None:
-                chosen[leaf.path] = _shared_axes(leaf, uses[i])
-                why = f"{leaf.spec.dtype} -> {self.dtype}"
-                events.fired.append(Event(leaf.path, why))
-            else:
-                events.skipped.append(Event(leaf.path, why))
-        return chosen
-
-    def _why_not(self, leaf: Leaf, use: Sequence[WeightSite] | None) -> str | None:
-        shape = leaf.spec.shape
-        if any(fnmatchcase(leaf.path, glob) for glob in self.skip):
-            return "left out by skip"
-        if not jnp.issubdtype(leaf.spec.dtype, jnp.floating):
-            return f"not floating: {leaf.spec.dtype}"
-        if use is None:
-            return "reaches no product, convolution or look-up as a weight"
-        if len(shape) < 2:
-            return "has fewer than two axes"
-        specs = _specs(leaf, _shared_axes(leaf, use), self.dtype)
-        if sum(map(nbytes, specs)) >= leaf.bytes:
-            return "would not get smaller: too few values share a scale"
-        return None
 
 
-def weights(dtype: str = "int8", *, skip: str | Sequence[str] = ()) -> QuantizeWeights:
-    """Stores weights in 8 bits; see [`QuantizeWeights`][].
+def weights(
+    dtype: str | Scheme = "int8",
+    *,
+    group: int | str | None = None,
+    symmetric: bool = True,
+    rules: RuleSpec = (),
+    skip: str | Sequence[str] = (),
+    min_coverage: float = 0.0,
+) -> QuantizeWeights:
+    """Stores weights in few bits; see [`QuantizeWeights`][].
+
+    Args:
+        dtype: `"int8"`, `"int4"`, `"nf4"`, `"float8_e4m3"`, ...; or a [`Scheme`][].
+        group: `"channel"`, `"tensor"`, or how many rows share a scale.
+        symmetric: without zero points.
+        rules: a dict from globs to schemes, or a list of [`Rule`][]s.
+        skip: globs of paths that are left as they are.
+        min_coverage: the least share of bytes to be quantized.
 
     >>> import compiler as mc
     >>> program = mc.trace(lambda w, x: x @ w, jnp.eye(64), jnp.ones((1, 64)))
     >>> small = weights("int8")(program)
     >>> program.bytes, small.bytes, small.graph.paths
     (16384, 4352, ['variables/scale', 'variables/values'])
+    >>> weights("int4", group=16)(program).bytes
+    3072
     """
-    return QuantizeWeights(dtype, (skip,) if isinstance(skip, str) else tuple(skip))
+    scheme = chosen_scheme(dtype, group, symmetric)
+    return QuantizeWeights(scheme, as_rules(rules, skip), min_coverage)
 
 
-def _shared_axes(leaf: Leaf, use: Sequence[WeightSite]) -> tuple[int, ...]:
-    """The axes a scale is shared along: those summed over, else all but the last."""
-    summed = frozenset[int]().union(*(site.contracted for site in use))
-    return tuple(sorted(summed)) or tuple(range(len(leaf.spec.shape) - 1))
+def chosen_scheme(
+    dtype: str | Scheme, group: int | str | None, symmetric: bool
+) -> Scheme:
+    """A scheme from what users say of it."""
+    scheme = as_scheme(dtype)
+    if group is not None:
+        scheme = dataclasses.replace(scheme, group=group)
+    return scheme if symmetric else dataclasses.replace(scheme, symmetric=False)
 
 
-def _quantize(value: Any, axes: tuple[int, ...], dtype: str) -> list[Any]:
-    """Returns (scale, values); an all-zero channel has scale one.
-
-    A scale is never smaller than the smallest normal number of its dtype: processors
-    take what is smaller for zero.
-    """
-    wide = value.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True)
-    limit, smallest = _LEVELS[dtype], float(jnp.finfo(value.dtype).tiny)
-    scale = jnp.where(largest > 0, jnp.maximum(largest / limit, smallest), 1.0)
-    scale = scale.astype(value.dtype)
-    rounded = jnp.round(wide / scale.astype(jnp.float32))
-    values = jnp.clip(rounded, -limit, limit).astype(dtype)
-    return [scale, values]
+def _logical(graph: Graph) -> Graph:
+    found = encoded(graph)
+    return graph if found is None else found.logical
 
 
-def _dequantize(path: str, scale: Any, values: Any) -> Any:
-    with jax.named_scope(path):
-        return values.astype(scale.dtype) * scale
+def _before(graph: Graph) -> Stored:
+    found = encoded(graph)
+    return Stored({}) if found is None else found.stored
 
 
-def _specs(leaf: Leaf, axes: tuple[int, ...] | None, dtype: str) -> list[Any]:
-    if axes is None:
-        return [leaf.spec]
-    shape = [1 if i in axes else n for i, n in enumerate(leaf.spec.shape)]
-    return [
-        jax.ShapeDtypeStruct(tuple(shape), leaf.spec.dtype),
-        jax.ShapeDtypeStruct(leaf.spec.shape, np.dtype(dtype)),
+def check_finite(path: str, value: Any) -> None:
+    """Refuses a weight that cannot be rounded; one without numbers passes."""
+    if value is None or is_abstract(value):
+        return
+    bad = int(jnp.size(value) - jnp.isfinite(value).sum())
+    if bad:
+        raise NonFiniteWeightsError(
+            f"{path}: expected finite weights, got {bad} infinite or nan of "
+            f"{value.size}. Mend them, or leave the leaf out with skip=({path!r},)."
+        )
+
+
+def _record(chosen: Plan, found: Coverage, events: Events) -> None:
+    for decision in chosen.decisions:
+        path = decision.leaf.path
+        if decision.encoding is None:
+            events.skipped.append(Event(path, decision.why))
+        else:
+            what = f"{decision.leaf.spec.dtype} -> {decision.encoding.scheme}"
+            events.fired.append(Event(path, what + found.note(path)))
+    events.skipped += [Event(str(rule), "matched nothing") for rule in chosen.unused]
+    events.skipped += [
+        Event(row.path or row.kind, row.why, row.source)
+        for row in found.rows
+        if not row.leaf and row.kind != "lookup"
     ]
-
-
-def _check_globs(globs: Sequence[str], paths: Sequence[str]) -> None:
-    for glob in globs:
-        if not any(fnmatchcase(path, glob) for path in paths):
-            raise UnknownPathError(
-                f"{glob}: names no leaf of the program. Its leaves: "
-                f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}."
-            )
