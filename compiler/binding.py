@@ -102,7 +102,7 @@ def dependencies(
     constant = set(jaxpr.jaxpr.constvars)
     wanted: set[Any] = set()
     for equation in jaxprs.equations(jaxpr):
-        operands = {v for v in equation.invars if not jaxprs.is_literal(v)}
+        operands = jaxprs.variables(equation.invars)
         early = {v for v in operands if v in parents}
         pure = not equation.effects and all(map(jaxprs.is_array, equation.outvars))
         if pure and all(v in constant for v in operands - early):
@@ -112,7 +112,7 @@ def dependencies(
                 constant.update(equation.outvars)
         else:
             wanted |= early
-    outputs = {v for v in jaxpr.jaxpr.outvars if not jaxprs.is_literal(v)}
+    outputs = jaxprs.variables(jaxpr.jaxpr.outvars)
     return parents, wanted | (outputs & parents.keys())
 
 

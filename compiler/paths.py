@@ -220,7 +220,7 @@ def _operations(
 
     for equation in jaxprs.equations(jaxpr):
         given = [look(var) for var in equation.invars]
-        read = [env[v] for v in equation.invars if not jaxprs.is_literal(v) if v in env]
+        read = [env[v] for v in jaxprs.reads(equation.invars) if v in env]
         scope = join(within, jaxprs.scope(equation))
         made = namer.name(scope, read)
         inner = times * jaxprs.repeats(equation)

@@ -135,9 +135,8 @@ def _find_early(jaxpr: jaxprs.Jaxpr, found: set[int], after: set[int]) -> None:
     for equation in jaxprs.equations(jaxpr):
         marks = re.findall(re.escape(_EARLY) + r"(\d+)", jaxprs.scope(equation))
         own = {int(mark) for mark in marks}
-        before = set[int]().union(
-            *(made.get(v, ()) for v in equation.invars if not jaxprs.is_literal(v))
-        )
+        read = jaxprs.reads(equation.invars)
+        before = set[int]().union(*(made.get(v, ()) for v in read))
         found |= own
         after |= own if before - own else set()
         if own or equation.primitive.name in _VIEWS:

@@ -94,7 +94,8 @@ def only(graph: Graph, name: str) -> Graph:
     outputs = [jaxpr.outvars[i] for i in results]
     foreign = set(jaxpr.invars) - set(inputs)
     kept = _own(graph.jaxpr, outputs, foreign, name)
-    if not foreign.isdisjoint(_read((*outputs, *(v for e in kept for v in e.invars)))):
+    read = (*outputs, *(v for e in kept for v in e.invars))
+    if not foreign.isdisjoint(jaxprs.reads(read)):
         raise TraceError(
             f"{name}: expected outputs of its own inputs, they are computed from those "
             "of the others too, as in a program that was saved whole. Save members "
@@ -111,12 +112,12 @@ def _own(
     wanted = set(map(id, needed(jaxpr, outputs, set(), effects=False)))
     depends, effects = set(foreign), []
     for equation in jaxprs.equations(jaxpr):
-        if not depends.isdisjoint(_read(equation.invars)):
+        if not depends.isdisjoint(jaxprs.reads(equation.invars)):
             depends.update(equation.outvars)
         elif equation.effects and _owner(equation) in (None, _quoted(name)):
             effects.append(equation)
     for equation in effects:
-        before = needed(jaxpr, _read(equation.invars), set(), effects=False)
+        before = needed(jaxpr, jaxprs.reads(equation.invars), set(), effects=False)
         wanted.update(map(id, (*before, equation)))
     return [e for e in jaxprs.equations(jaxpr) if id(e) in wanted]
 
@@ -130,11 +131,6 @@ def _owner(equation: jaxprs.Equation) -> str | None:
 def _quoted(name: str) -> str:
     """A name as a part of a scope, where / and brackets have a meaning."""
     return quote(str(name), safe="")
-
-
-def _read(operands: Sequence[Any]) -> list[Any]:
-    """The variables among operands."""
-    return [v for v in operands if not jaxprs.is_literal(v)]
 
 
 def _places(tree: Any, name: str) -> tuple[list[int], Any]:

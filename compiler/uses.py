@@ -40,7 +40,7 @@ def uses(jaxpr: jaxprs.Jaxpr, known: Sequence[bool]) -> Uses:
     given = {v for v, k in zip(jaxpr.jaxpr.invars, known, strict=True) if k}
     early, derives = {*jaxpr.jaxpr.constvars, *given}, False
     for equation in jaxprs.equations(jaxpr):
-        operands = [v for v in equation.invars if not jaxprs.is_literal(v)]
+        operands = jaxprs.reads(equation.invars)
         for var in operands:
             users[var].append(equation)
         if early.issuperset(operands) and not equation.effects:
@@ -48,10 +48,9 @@ def uses(jaxpr: jaxprs.Jaxpr, known: Sequence[bool]) -> Uses:
             derives = derives or not given.isdisjoint(operands)
         else:
             late.update(operands)
-    for var in jaxpr.jaxpr.outvars:
-        if not jaxprs.is_literal(var):
-            users[var].append(None)
-            late[var] += 1
+    for var in jaxprs.reads(jaxpr.jaxpr.outvars):
+        users[var].append(None)
+        late[var] += 1
     return Uses(users, late, derives)
 
 

@@ -203,7 +203,7 @@ def _takes(user: Step, made: Step) -> bool:
 
 def _known(env: dict[Any, Value], variables: Sequence[Any]) -> tuple[Value, ...]:
     """The values of operands, without literals and without repetitions."""
-    found = (env.get(v) for v in variables if not jaxprs.is_literal(v))
+    found = map(env.get, jaxprs.reads(variables))
     return tuple(dict.fromkeys(value for value in found if value is not None))
 
 

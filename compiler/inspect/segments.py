@@ -22,14 +22,14 @@ def parts(
             operations(graph), key=lambda operation: cut(place(operation), depth or 1)
         )
     ]
-    needed = {v for v in graph.jaxpr.jaxpr.outvars if not jaxprs.is_literal(v)}
+    needed = jaxprs.variables(graph.jaxpr.jaxpr.outvars)
     constants = set(graph.jaxpr.jaxpr.constvars)
     found = []
     for path, equations in reversed(runs):
         made = {v: None for equation in equations for v in equation.outvars}
         read = {
-            v: None for equation in equations for v in equation.invars
-            if not jaxprs.is_literal(v) and v not in made and v not in constants
+            v: None for equation in equations for v in jaxprs.reads(equation.invars)
+            if v not in made and v not in constants
         }  # fmt: skip
         writes = [v for v in made if v in needed]
         needed.update(read)

@@ -5,11 +5,14 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from corpus import CORPUS
 from flax import nnx
 from zoo import linen, normal, relative_error
 
 import compiler as mc
+from compiler.passes.quantize.physical import encoded
 
 X, SEQUENCE, IMAGE = normal(4, 16), normal(2, 5, 16), normal(2, 6, 6, 8)
 TOKENS = jnp.arange(6).reshape(2, 3)
@@ -104,6 +107,19 @@ CASES = {
 LOOKUPS = {"equinox embedding"}
 
 
+FOREIGN = [
+    "linen transformer",
+    "linen scanned",
+    "equinox scanned",
+    "nested scan",
+    "checkpointed",
+    "mixture",
+    "switch",
+    "plain custom derivatives",
+]
+"""Functions of the corpus, taken as they are: nothing is folded first."""
+
+
 @pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"), scope="module")
 def folded(request):
     function, variables, inputs = CASES[request.param]()
@@ -144,3 +160,31 @@ def test_every_product_with_a_weight_is_one_of_integers(folded):
     assert products or name in LOOKUPS
     assert all(row.how == "integer" for row in products)
     assert relative_error(small(*inputs), program(*inputs)) < 0.03
+
+
+def with_decoded_weights(program, small):
+    """The leaves of a program, with those that were quantized read back."""
+    stored = encoded(small.graph).stored
+    given = dict(zip(small.graph.paths, small.values, strict=True))
+    names = stored.names(program.graph)
+    found = []
+    for path, value in zip(program.graph.paths, program.values, strict=True):
+        if path in stored.encodings:
+            encoding = stored.encodings[path]
+            parts = {name: given[names[path][name]] for name in encoding.names}
+            value = encoding.decode(parts)
+        found.append(value)
+    return program.graph.pack(found)
+
+
+@pytest.mark.parametrize("name", FOREIGN, ids=lambda name: name.replace(" ", "-"))
+def test_it_computes_what_the_decoded_weights_do(name):
+    function, variables, inputs = CORPUS[name]()
+    program = mc.trace(function, variables, *inputs)
+    small = program >> mc.quantize.weights("nf4", group=2)
+    assert small.history[-1].events.fired
+    expected = program.function(with_decoded_weights(program, small), *inputs)
+    for got, want in zip(
+        jax.tree.leaves(small(*inputs)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -7,24 +7,25 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 
-from compiler import jaxprs
-from compiler.graph import Graph, Leaf, drop_dead
-from compiler.passes.adapt.plan import Adapter, Partitioned, Plan, has_adapter, plan
+from compiler.graph import Graph, Leaf
+from compiler.passes.adapt.adapted import adapted
+from compiler.passes.adapt.begin import gaussian, principal
+from compiler.passes.adapt.plan import Adapter, Plan, has_adapter, plan
+from compiler.passes.adapt.storage import Held, Storage
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.factorize.matrix import Matrix, as_matrix, chosen
-from compiler.passes.factorize.rewriting import Report, factored, factorise
-from compiler.passes.factorize.symbolic import evaluate
+from compiler.passes.quantize.physical import is_part
 from compiler.rewrite import Event, Events
 from compiler.sites import WeightSite
-from mapping.core import fold_name, register
+from mapping.core import register
 
 if TYPE_CHECKING:
     from compiler.program import Program
 
 _INITS = ("gaussian", "pissa")
+_REWRITTEN = "quantized and rewritten since; put lora right after the quantizing pass"
 
 
 @register("pass", "lora")
@@ -42,6 +43,12 @@ class Lora(Pass):
     function is that of the weights W + (alpha / r) A B, wherever they are used: a
     tied weight has one adapter, a stack of weights one for each layer.
 
+    A weight that was quantized just before stays as it is stored, and its products
+    stay what they are, of integers or decoded a tile at a time; the adapter is as it
+    would be of the floating weight. Nothing of a floating weight is made. (A bias that
+    a static product of integers took up in its sums is added in floating point then,
+    which moves it by half a step of the sums at most.)
+
     The new program takes `mapping.Variables`: its params are the adapters, its state
     all that is frozen, under the paths it had before. So whatever trains params
     trains the adapters. [`merge`][] folds them into the weights again.
@@ -53,7 +60,8 @@ class Lora(Pass):
         train: globs of leaves that are trained as they are (biases, norms, a head).
         stable: whether the scale is alpha / sqrt(r), as large for every rank.
         init: `"gaussian"`; or `"pissa"`: A and B begin as the leading singular
-            vectors of the weight, and W as what remains of it.
+            vectors of the weight, and W as what remains of it (of weights that are
+            not quantized: what remains would have to be rounded again).
         lookups: whether a leaf that is looked up only (an embedding) gets one too.
         seed: of A; each adapter's key is folded in by path.
         plan: what was decided.
@@ -64,7 +72,8 @@ class Lora(Pass):
 
     Hu et al., 2021, https://arxiv.org/abs/2106.09685; the scale after Kalajdzievski,
     2023, https://arxiv.org/abs/2312.03732; pissa after Meng, Wang & Zhang, 2024,
-    https://arxiv.org/abs/2404.02948.
+    https://arxiv.org/abs/2404.02948; on quantized weights after Dettmers et al., 2023,
+    https://arxiv.org/abs/2305.14314.
     """
 
     rank: int = 8
@@ -94,78 +103,86 @@ class Lora(Pass):
 
     def decide(self, program: Program) -> Pass:
         """Names the adapters, so that [`merge`][] finds them again."""
-        return dataclasses.replace(self, plan=self._plan(program.graph, Events()))
+        decided = self._plan(Storage.of(program.graph), Events())
+        return dataclasses.replace(self, plan=decided)
 
     def rewrite(self, graph: Graph) -> Rewrite:
         """Adds the adapters, and tells params from state."""
-        events = Events()
-        decided = self._plan(graph, events)
+        events, before = Events(), Storage.of(graph)
+        decided = self._plan(before, events)
         if not decided.adapters:
             return Rewrite(graph, None, events)
-        specs, report = decided.specs(graph), Report()
-        jaxpr = _with_adapters(graph, decided, specs, report, set())
-        if report.repeated:
-            jaxpr = _with_adapters(graph, decided, specs, Report(), report.repeated)
-        new = graph.with_leaves(list(specs), jaxpr)
-        before = graph.packing
-        before = before.before if isinstance(before, Partitioned) else before
-        new = dataclasses.replace(new, packing=Partitioned(None, True, before=before))
-        for adapter in decided.adapters:
-            events.fired.append(_told(adapter, report.multiplied(adapter.matrix.path)))
-        return Rewrite(new, self._prepare(graph, decided, list(specs)), events)
+        logical = adapted(before, decided, events)
+        after = before.changed(logical, dict(decided.renamed))
+        prepare = self._prepare(decided, before, after)
+        return Rewrite(after.physical(graph), prepare, events)
 
-    def _plan(self, graph: Graph, events: Events) -> Plan:
-        matrices = []
+    def _plan(self, before: Storage, events: Events) -> Plan:
+        matrices, graph = [], before.logical
         for leaf, sites in chosen(graph, self.path):
-            matrix = self._as_matrix(graph, leaf, sites)
+            matrix = self._as_matrix(before, leaf, sites)
             if isinstance(matrix, Matrix):
                 matrices.append(matrix)
             else:
                 events.skipped.append(Event(leaf.path, matrix))
-        trained = [leaf.path for leaf, _ in chosen(graph, self.train)]
+        trained = []
+        for leaf, _ in chosen(graph, self.train):
+            scheme = before.scheme(leaf.path)
+            if scheme is None:
+                trained.append(leaf.path)
+            else:
+                why = f"is stored in {scheme} and cannot be trained itself"
+                events.skipped.append(Event(leaf.path, why))
         return plan(graph, matrices, self.rank, self.scale, trained)
 
     def _as_matrix(
-        self, graph: Graph, leaf: Leaf, sites: Sequence[WeightSite]
+        self, before: Storage, leaf: Leaf, sites: Sequence[WeightSite]
     ) -> Matrix | str:
+        graph, scheme = before.logical, before.scheme(leaf.path)
         if has_adapter(graph, leaf.path):
             return "has an adapter already"
+        if before.trained:
+            return (
+                "is of a program that trains its weights in few bits; convert it first"
+            )
+        if is_part(graph, leaf.path):
+            return _REWRITTEN
         if leaf.path in graph.carried:
             return "returned by the function, moved: it has to stay what it is"
         if sites and not self.lookups and all(s.kind == "lookup" for s in sites):
             return "is looked up only; lookups=True adapts it"
+        if self.init == "pissa" and scheme is not None:
+            return (
+                f"is stored in {scheme}: what pissa leaves of it would be rounded "
+                "again. Put lora before the quantizing, or begin with init='gaussian'"
+            )
         return as_matrix(leaf, sites)
 
-    def _prepare(self, graph: Graph, decided: Plan, names: Sequence[str]) -> Any:
-        bases = {adapter.base: adapter for adapter in decided.adapters}
+    def _prepare(self, decided: Plan, before: Storage, after: Storage) -> Any:
+        specs = {leaf.path: leaf.spec for leaf in after.logical.leaves}
+        names = dict(decided.renamed)
 
         def prepare(leaves: Sequence[Any]) -> list[Any]:
-            made = {}
-            pairs = zip(decided.renamed, leaves, strict=True)
-            for (_, new), value in pairs:
-                made[new] = value
-                if new in bases:
-                    adapter = bases[new]
-                    made[new], made[adapter.a], made[adapter.b] = self._values(
-                        adapter, value
-                    )
-            return [made[name] for name in names]
+            held = before.held(leaves)
+            made: Held = {names[path]: found for path, found in held.items()}
+            for path, value in self._begin(decided.adapters, made).items():
+                made[path] = {"": value.astype(specs[path].dtype)}
+            return after.leaves(made)
 
         return prepare
 
-    def _values(self, adapter: Adapter, value: Any) -> tuple[Any, Any, Any]:
-        """The weight and the two factors that its adapter begins with."""
-        matrix = adapter.matrix
+    def _begin(self, adapters: Sequence[Adapter], held: Held) -> dict[str, Any]:
+        """What the adapters begin with, and weights that change for it."""
+        made: dict[str, Any] = {}
         if self.init == "pissa":
-            left, right = factorise(matrix, value, adapter.rank)
-            root = math.sqrt(adapter.scale)
-            part = factored(matrix, left, right, Report()).dense()
-            return value - part, left / root, right / root
-        first, second = matrix.factors(adapter.rank)
-        key = fold_name(jax.random.key(self.seed), adapter.a)
-        normal = jax.random.normal(key, first, jnp.float32)
-        a = normal / math.sqrt(matrix.extents[1])
-        return value, a.astype(value.dtype), jnp.zeros(second, value.dtype)
+            for adapter in adapters:
+                names = (adapter.base, adapter.a, adapter.b)
+                values = principal(adapter, held[adapter.base][""])
+                made |= zip(names, values, strict=True)
+            return made
+        made = gaussian(adapters, self.seed)
+        zeros = {a.b: jnp.zeros(a.matrix.factors(a.rank)[1]) for a in adapters}
+        return made | zeros
 
 
 def lora(
@@ -181,7 +198,7 @@ def lora(
 ) -> Lora:
     """Low-rank adapters on weights; see [`Lora`][].
 
-    >>> import compiler as mc
+    >>> import jax, compiler as mc
     >>> program = mc.trace(lambda v, x: x @ v["w"], {"w": jnp.eye(8)}, jnp.ones((1, 8)))
     >>> adapted = lora(rank=2)(program)
     >>> jax.tree.map(jnp.shape, adapted.variables.params)
@@ -192,40 +209,3 @@ def lora(
     paths = (path,) if isinstance(path, str) else tuple(path)
     trained = (train,) if isinstance(train, str) else tuple(train)
     return Lora(rank, alpha, paths, trained, stable, init, lookups, seed)
-
-
-def _with_adapters(
-    graph: Graph,
-    decided: Plan,
-    specs: dict[str, Any],
-    report: Report,
-    whole: set[str],
-) -> jaxprs.Jaxpr:
-    """The equations with adapters; those of `whole` are multiplied out once, first."""
-    adapters = {adapter.base: adapter for adapter in decided.adapters}
-
-    def adapted(new: str, given: dict[str, Any]) -> Any:
-        adapter = adapters.get(new)
-        if adapter is None:
-            return given[new]
-        a, b, base = given[adapter.a], given[adapter.b], given[new]
-        value = factored(adapter.matrix, a, b, report, base, adapter.scale)
-        return value.dense() if adapter.matrix.path in whole else value
-
-    def function(*arguments: Any) -> list[Any]:
-        given = dict(zip(specs, arguments, strict=False))
-        leaves = [adapted(new, given) for _, new in decided.renamed]
-        return evaluate(graph.jaxpr, [*leaves, *arguments[len(specs) :]])
-
-    return drop_dead(jaxprs.make(function, [*specs.values(), *graph.inputs]))
-
-
-def _told(adapter: Adapter, dense: Sequence[str]) -> Event:
-    stack, rows, columns = adapter.matrix.extents
-    text = (
-        f"{rows} x {columns} adapted with rank {adapter.rank}, "
-        f"{stack * adapter.rank * (rows + columns)} numbers to train"
-    )
-    if dense:
-        text += f"; multiplied out for {', '.join(dense)}"
-    return Event(adapter.matrix.path, text)

@@ -82,6 +82,8 @@ class Factored(Symbolic):
         scale: of the product.
         report: called with each equation that takes the product of the factors, and
             whether that is in a loop that it is a constant of.
+        apart: whether a product takes the base by itself where it takes the product
+            of the factors multiplied out.
         looped: whether it is the constant of a loop.
     """
 
@@ -92,6 +94,7 @@ class Factored(Symbolic):
     base: Any = None
     scale: float = 1.0
     report: Callable[[jaxprs.Equation | None, bool], None] | None = None
+    apart: bool = False
     looped: bool = False
 
     @property
@@ -156,6 +159,8 @@ class Factored(Symbolic):
         operands = [o if i == place else dense(o) for i, o in enumerate(operands)]
         if name in PRODUCTS:
             value = PRODUCTS[name](equation, operands, place)
+            if value is None and self.apart:
+                value = self._multiplied(equation, operands, place)
             return None if value is None else [self._sum(equation, operands, value)]
         if name not in VIEWS or place != 0:
             return None
@@ -171,6 +176,15 @@ class Factored(Symbolic):
         if self.scale == 1.0:
             return factor
         return Factor(factor.array * self.scale, factor.labels)
+
+    def _multiplied(
+        self, equation: jaxprs.Equation, operands: Sequence[Any], place: int
+    ) -> Any:
+        """The product with the factors multiplied out."""
+        self.multiplied(equation)
+        alone = dataclasses.replace(self, base=None).dense() * self.scale
+        whole = [*operands[:place], alone, *operands[place + 1 :]]
+        return jaxprs.bind(equation, whole)[0]
 
     def _sum(
         self, equation: jaxprs.Equation, operands: Sequence[Any], value: Any

@@ -56,6 +56,7 @@ def factored(
     report: Report,
     base: Any = None,
     scale: float = 1.0,
+    apart: bool = False,
 ) -> Factored:
     """The value of a leaf whose factors have the shapes of `matrix.factors`."""
     return Factored(
@@ -66,6 +67,7 @@ def factored(
         base,
         scale,
         report.of(matrix.path),
+        apart,
     )
 
 

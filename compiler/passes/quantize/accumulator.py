@@ -77,6 +77,7 @@ class Accumulator(Symbolic):
         def quantized_product(arguments: Any, bias: Any) -> Any:
             total, scale = self.sums(*arguments)
             if scale is None:
+                total = total if bias is None else total + bias.astype(total.dtype)
                 return total.astype(self.spec.dtype)
             if bias is not None:
                 steps = jnp.round(bias.astype(jnp.float32) * (jnp.float32(1) / scale))

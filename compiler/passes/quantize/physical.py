@@ -74,7 +74,12 @@ class Stored:
                 if path in names
             }
 
-        return Stored(new(self.encodings), new(self.activations), new(self.scales))
+        return dataclasses.replace(
+            self,
+            encodings=new(self.encodings),
+            activations=new(self.activations),
+            scales=new(self.scales),
+        )
 
     def specs(self, leaf: Leaf) -> dict[str, jax.ShapeDtypeStruct]:
         """What is stored for a leaf."""

@@ -105,7 +105,7 @@ class Quantized(Symbolic):
 
     def in_loop(self) -> Symbolic:
         """The constant of a loop; a small one is decoded once, before."""
-        if self.carrier is None and not self._is_rounded() and self._is_small():
+        if not self._is_rounded() and self._is_small():
             return Known(self.dense())
         return dataclasses.replace(self, looped=True)
 

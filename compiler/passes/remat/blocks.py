@@ -191,9 +191,7 @@ def _border(
     """What flows into some equations of a jaxpr, and what of theirs is used outside."""
     members = [jaxprs.equations(jaxpr)[place] for place in places]
     made = dict.fromkeys(v for e in members for v in e.outvars)
-    reads = dict.fromkeys(
-        v for e in members for v in e.invars if not jaxprs.is_literal(v)
-    )
+    reads = dict.fromkeys(v for e in members for v in jaxprs.reads(e.invars))
     inputs = [v for v in reads if v not in made]
     return inputs, [v for v in made if not readers.get(v, set()) <= set(places)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from compiler import jaxprs
@@ -29,7 +29,7 @@ def without_dead(
     inner = jaxpr.jaxpr
     outputs = inner.outvars
     live = [True] * len(outputs) if live is None else live
-    read = _variables(v for v, used in zip(outputs, live, strict=True) if used)
+    read = jaxprs.variables(v for v, used in zip(outputs, live, strict=True) if used)
     kept: list[jaxprs.Equation] = []
     changed = False
     for equation in reversed(inner.eqns):
@@ -41,7 +41,7 @@ def without_dead(
         new = _pruned(equation, used, record)
         changed = changed or new is not equation
         kept.append(new)
-        read |= _variables(new.invars)
+        read |= jaxprs.variables(new.invars)
     constants = list(zip(inner.constvars, jaxpr.consts, strict=True))
     needed = [pair for pair in constants if pair[0] in read]
     if changed or len(needed) < len(constants):
@@ -230,7 +230,3 @@ def _holds(equation: jaxprs.Equation) -> bool:
 
 def _kept(row: Sequence[Any], keep: Live) -> list[Any]:
     return [item for item, kept in zip(row, keep, strict=True) if kept]
-
-
-def _variables(operands: Iterable[Any]) -> set[Any]:
-    return {v for v in operands if not jaxprs.is_literal(v)}
