@@ -18,8 +18,8 @@ import numpy as np
 
 import compiler as mc
 from compiler import targets
-from compiler.passes.quantize.encoding import Encoding
-from compiler.passes.quantize.scheme import Scheme, as_scheme
+from compiler.passes.quantize.storage.encoding import Encoding
+from compiler.passes.quantize.storage.scheme import Scheme, as_scheme
 
 TOKENS = (1, 16, 128, 512)
 SHAPES = ((256, 1024), (768, 3072), (4096, 4096))

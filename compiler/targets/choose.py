@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from compiler.targets.matrices import columns
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.encoding import Encoding
+    from compiler.passes.quantize.storage.encoding import Encoding
 
 _SMALL, _MEDIUM, _LARGE = 2**18, 2**21, 2**22
 _FEW = 64
@@ -61,8 +61,8 @@ def tiling(tokens: int, encoding: Encoding, stored: int) -> Tiling | None:
         encoding: of the matrix, as `matrices.normal` gives it.
         stored: how many bytes its rows are in each column.
 
-    >>> from compiler.passes.quantize.encoding import Encoding
-    >>> from compiler.passes.quantize.scheme import Scheme
+    >>> from compiler.passes.quantize.storage.encoding import Encoding
+    >>> from compiler.passes.quantize.storage.scheme import Scheme
     >>> code = Encoding(Scheme("int8"), (4096, 4096), "float32", rows=(0,))
     >>> tiling(1, code, 4096)
     Tiling(axis=0, extent=256)

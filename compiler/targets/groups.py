@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compiler.passes.quantize.scheme import Scheme
+from compiler.passes.quantize.storage.scheme import Scheme
 from compiler.targets import choose
 from compiler.targets.matrices import Parts
 from compiler.targets.tiled import tiled
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.encoding import Encoding
+    from compiler.passes.quantize.storage.encoding import Encoding
 
 Array = jax.Array
 EXACT = 2**15

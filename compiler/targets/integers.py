@@ -22,7 +22,7 @@ from compiler.targets.tiled import tiled
 from compiler.targets.weight_only import each, weight_only
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.encoding import Encoding
+    from compiler.passes.quantize.storage.encoding import Encoding
 
 Array = jax.Array
 

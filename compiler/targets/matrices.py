@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from compiler.passes.quantize import packing
+from compiler.passes.quantize.storage import packing
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.encoding import Encoding
+    from compiler.passes.quantize.storage.encoding import Encoding
 
 Array = jax.Array
 Parts = Mapping[str, Array]

@@ -13,7 +13,7 @@ from compiler.targets.choose import Tiling
 from compiler.targets.matrices import Parts, columns
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.encoding import Encoding
+    from compiler.passes.quantize.storage.encoding import Encoding
 
 Array = jax.Array
 Multiply = Callable[[Array, "Encoding", Parts], Array]

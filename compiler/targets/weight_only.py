@@ -14,7 +14,7 @@ from compiler.targets.matrices import Parts, columns, contract, late, normal, nu
 from compiler.targets.tiled import tiled
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.encoding import Encoding
+    from compiler.passes.quantize.storage.encoding import Encoding
 
 Array = jax.Array
 
@@ -46,8 +46,8 @@ def weight_only(
     Returns:
         [*stack, tokens, columns], summed in float32 or more.
 
-    >>> from compiler.passes.quantize.encoding import Encoding
-    >>> from compiler.passes.quantize.scheme import Scheme
+    >>> from compiler.passes.quantize.storage.encoding import Encoding
+    >>> from compiler.passes.quantize.storage.scheme import Scheme
     >>> code = Encoding(Scheme("int4", group=2), (4, 3), "float32", rows=(0,))
     >>> weight_only(jnp.ones((1, 4)), code, code.encode(jnp.eye(4, 3))).tolist()
     [[1.0, 1.0, 1.0]]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mapping
-from compiler.passes.quantize.encoding import Encoding
-from compiler.passes.quantize.scheme import Scheme, as_scheme
+from compiler.passes.quantize.storage.encoding import Encoding
+from compiler.passes.quantize.storage.scheme import Scheme, as_scheme
 
 
 def schemes():

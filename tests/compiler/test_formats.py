@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.passes.quantize import packing
-from compiler.passes.quantize.formats import FORMATS, power, unknown
+from compiler.passes.quantize.storage import packing
+from compiler.passes.quantize.storage.formats import FORMATS, power, unknown
 
 FLOATS = {
     "float8_e4m3": ml_dtypes.float8_e4m3fn,

@@ -13,7 +13,7 @@ import mapping as mp
 from compiler.errors import CalibrationError, ConversionError, NonFiniteWeightsError
 from compiler.passes import quantize
 from compiler.passes.quantize import Activations
-from compiler.passes.quantize.scheme import Scheme
+from compiler.passes.quantize.storage.scheme import Scheme
 
 X = normal(4, 16)
 

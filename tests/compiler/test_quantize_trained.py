@@ -130,6 +130,15 @@ def test_four_bits_by_groups_keep_perplexity_within_five_per_cent(gpt):
     assert small.bytes < 0.25 * program.bytes
 
 
+def test_rounding_by_what_comes_is_better_than_rounding_to_nearest(gpt):
+    program, x, held_out = gpt
+    batches = [x[i : i + 32] for i in range(0, 256, 32)]
+    nearest = program >> mc.quantize.weights("int4", group=32)
+    better = program >> mc.quantize.gptq(batches, "int4", group=32)
+    assert better.bytes == nearest.bytes
+    assert perplexity(better, held_out) < perplexity(nearest, held_out)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int4", "nf4", "float8_e4m3", "mxfp4"])
 def test_an_artifact_is_as_large_as_the_arithmetic_says(gpt, dtype, tmp_path):
     program, _, _ = gpt

@@ -10,8 +10,8 @@ from jax import lax
 from zoo import normal
 
 from compiler import jaxprs, targets
-from compiler.passes.quantize.encoding import Encoding
-from compiler.passes.quantize.scheme import Scheme, as_scheme
+from compiler.passes.quantize.storage.encoding import Encoding
+from compiler.passes.quantize.storage.scheme import Scheme, as_scheme
 from compiler.targets import choose, groups, matrices
 
 GRAIN = 24

@@ -8,7 +8,7 @@ from typing import Any
 
 from compiler.graph import Graph
 from compiler.passes.quantize.physical import Stored, encoded, physical
-from compiler.passes.quantize.trained import Trained
+from compiler.passes.quantize.training.trained import Trained
 
 Held = dict[str, dict[str, Any]]
 """By the path of a weight: what is stored of it, by name."""

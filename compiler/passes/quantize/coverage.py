@@ -16,9 +16,9 @@ from compiler.paths import Operation, flatten, operations
 from compiler.sites import PRODUCTS, WeightSite
 
 if TYPE_CHECKING:
+    from compiler.passes.quantize.arithmetic.quantized import Uses
     from compiler.passes.quantize.physical import Stored
     from compiler.passes.quantize.plan import Decision, Plan
-    from compiler.passes.quantize.quantized import Uses
     from compiler.program import Program
 
 WEIGHT_ONLY = "weight only"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from compiler.passes.quantize.activations import Activations
+from compiler.passes.quantize.arithmetic.activations import Activations
 from compiler.passes.quantize.rules import RuleSpec, as_rules
-from compiler.passes.quantize.scheme import Scheme
+from compiler.passes.quantize.storage.scheme import Scheme
 from compiler.passes.quantize.weights import QuantizeWeights, chosen_scheme
 from mapping.core import register
 

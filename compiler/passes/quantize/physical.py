@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from compiler import jaxprs
 from compiler.graph import Graph, Leaf, drop_dead, free_path
 from compiler.passes.factorize.symbolic import evaluate
-from compiler.passes.quantize.accumulator import Known
-from compiler.passes.quantize.activations import Activations
-from compiler.passes.quantize.encoding import Encoding
-from compiler.passes.quantize.operand import Arrangement
-from compiler.passes.quantize.quantized import Quantized, Uses
+from compiler.passes.quantize.arithmetic.accumulator import Known
+from compiler.passes.quantize.arithmetic.activations import Activations
+from compiler.passes.quantize.arithmetic.operand import Arrangement
+from compiler.passes.quantize.arithmetic.quantized import Quantized, Uses
+from compiler.passes.quantize.storage.encoding import Encoding
 from compiler.sites import keyed
 
 StaticScales = Mapping[str, tuple[Any, ...]]

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from compiler import jaxprs
 from compiler.graph import Graph, Leaf
-from compiler.passes.quantize.activations import Activations
-from compiler.passes.quantize.encoding import Encoding
+from compiler.passes.quantize.arithmetic.activations import Activations
 from compiler.passes.quantize.rules import SAME, Rule
-from compiler.passes.quantize.scheme import Scheme
+from compiler.passes.quantize.storage.encoding import Encoding
+from compiler.passes.quantize.storage.scheme import Scheme
 from compiler.sites import WeightSite, named, sites_by_leaf
 
 

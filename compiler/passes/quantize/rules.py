@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from compiler.graph import Leaf
-from compiler.passes.quantize.activations import Activations
-from compiler.passes.quantize.scheme import Scheme, as_scheme
+from compiler.passes.quantize.arithmetic.activations import Activations
+from compiler.passes.quantize.storage.scheme import Scheme, as_scheme
 from compiler.paths import matches
 from compiler.sites import PRODUCTS, WeightSite
 from mapping.core import register

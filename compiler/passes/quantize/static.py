@@ -11,13 +11,13 @@ import numpy as np
 
 from compiler.errors import CalibrationError
 from compiler.passes.base import Pass
-from compiler.passes.quantize.activations import Activations, from_range
+from compiler.passes.quantize.arithmetic.activations import Activations, from_range
 from compiler.passes.quantize.calibrate import Calibration, calibrate
 from compiler.passes.quantize.dynamic import as_activations
 from compiler.passes.quantize.physical import StaticScales
 from compiler.passes.quantize.rules import RuleSpec, as_rules
-from compiler.passes.quantize.scheme import Scheme
 from compiler.passes.quantize.shared import shared
+from compiler.passes.quantize.storage.scheme import Scheme
 from compiler.passes.quantize.weights import QuantizeWeights, chosen_scheme
 from mapping.core import register
 
@@ -79,10 +79,7 @@ class QuantizeStatic(QuantizeWeights):
     @property
     def static(self) -> StaticScales:
         """What was measured, as arrays."""
-        return {
-            key: tuple(np.asarray(v, np.float32) for v in values if v is not None)
-            for key, *values in self.scales or ()
-        }
+        return as_arrays(self.scales)
 
     def decide(self, program: Program) -> Pass:
         """Runs the batches and turns what was seen into scales."""
@@ -151,6 +148,14 @@ def static(
     return QuantizeStatic(
         scheme, rules, min_coverage, rounding, observer, None, batches
     )
+
+
+def as_arrays(measured: Measured | None) -> StaticScales:
+    """What was measured, as arrays by the key of a product."""
+    return {
+        key: tuple(np.asarray(v, np.float32) for v in values if v is not None)
+        for key, *values in measured or ()
+    }
 
 
 def _join(ranges: dict[str, tuple[Any, Any]], keys: Sequence[str]) -> None:

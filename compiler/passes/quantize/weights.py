@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from compiler.errors import CoverageError, NonFiniteWeightsError, UnknownPathError
 from compiler.graph import Graph, is_abstract
 from compiler.passes.base import Pass, Rewrite
-from compiler.passes.quantize.activations import Activations
+from compiler.passes.quantize.arithmetic.activations import Activations
 from compiler.passes.quantize.coverage import Coverage, covered
 from compiler.passes.quantize.physical import (
     StaticScales,
@@ -23,7 +23,7 @@ from compiler.passes.quantize.physical import (
 )
 from compiler.passes.quantize.plan import Plan, plan
 from compiler.passes.quantize.rules import Rule, RuleSpec, as_rules
-from compiler.passes.quantize.scheme import Scheme, as_scheme
+from compiler.passes.quantize.storage.scheme import Scheme, as_scheme
 from compiler.rewrite import Event, Events
 from mapping.core import register
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from compiler import jaxprs
 from compiler.graph import Graph
-from compiler.passes.quantize.operand import Arrangement
+from compiler.passes.quantize.arithmetic.operand import Arrangement
+from compiler.passes.quantize.arithmetic.views import CUTS, VIEWS, rearranged
 
 
 class Trail(NamedTuple):
@@ -135,7 +134,7 @@ def _enter(
 
 def _results(equation: jaxprs.Equation, given: Sequence[Trails]) -> list[Trails]:
     """What an equation's results are made of."""
-    name, views = equation.primitive.name, _VIEWS.get(equation.primitive.name)
+    name = equation.primitive.name
     if name == "concatenate":
         axis = equation.params["dimension"]
         beside = {
@@ -144,52 +143,38 @@ def _results(equation: jaxprs.Equation, given: Sequence[Trails]) -> list[Trails]
         return [beside]
     if name in _ADJUSTS:
         return [{leaf: t.computed() for trails in given for leaf, t in trails.items()}]
-    if views is None or not given[0]:
+    if name not in (*VIEWS, *_SAME, *CUTS) or not given[0]:
         return [{}] * len(equation.outvars)
     return [
-        {leaf: _seen(trail, views, equation, out) for leaf, trail in given[0].items()}
+        {leaf: _seen(trail, equation, out) for leaf, trail in given[0].items()}
         for out in equation.outvars
     ]
 
 
-def _seen(trail: Trail, views: Any, equation: jaxprs.Equation, out: Any) -> Trail:
+def _seen(trail: Trail, equation: jaxprs.Equation, out: Any) -> Trail:
     """One result that is a view; others beside it may only be cast or transposed."""
     name, joined = equation.primitive.name, trail.joined
     if trail.view is None or (joined is not None and name not in _WITH_OTHERS):
         return trail.computed()
     if joined is not None and name == "transpose":
         joined = equation.params["permutation"].index(joined)
-    return trail._replace(view=views(trail.view, equation, out), joined=joined)
+    view: Arrangement | None = trail.view
+    if name in VIEWS:
+        view = rearranged(trail.view, equation)
+    elif name in CUTS:
+        view = _cut(trail.view, out)
+    return trail._replace(view=view, joined=joined)
 
 
 _ADJUSTS = ("mul", "div", "add", "sub", "neg", "select_n", "rev")
 """After these `sites` still takes a weight for the weight."""
 
+_SAME = ("pvary", "pcast")
+
 _WITH_OTHERS = ("convert_element_type", "copy", "transpose")
 
 
-def _cast(view: Arrangement, equation: jaxprs.Equation, out: Any) -> Arrangement | None:
-    floating = jnp.issubdtype(out.aval.dtype, jnp.floating)
-    return view if floating else None
-
-
-def _spread(
-    view: Arrangement, equation: jaxprs.Equation, out: Any
-) -> Arrangement | None:
-    shape, places = equation.params["shape"], equation.params["broadcast_dimensions"]
-    spread = view.spread(len(shape), places)
-    return spread if spread.extents == tuple(shape) else None
-
-
-def _reshape(
-    view: Arrangement, equation: jaxprs.Equation, out: Any
-) -> Arrangement | None:
-    if equation.params["dimensions"] is not None:
-        return None
-    return view.reshaped(equation.params["new_sizes"])
-
-
-def _cut(view: Arrangement, equation: jaxprs.Equation, out: Any) -> Arrangement | None:
+def _cut(view: Arrangement, out: Any) -> Arrangement | None:
     """A slice: fewer of some axes, each of them a whole one of the leaf."""
     found: Arrangement | None = view
     for place, (size, extent) in enumerate(
@@ -198,18 +183,3 @@ def _cut(view: Arrangement, equation: jaxprs.Equation, out: Any) -> Arrangement 
         if size != extent and found is not None:
             found = found.narrowed(place, size)
     return found
-
-
-_VIEWS: dict[str, Any] = {
-    "convert_element_type": _cast,
-    "copy": lambda view, equation, out: view,
-    "pvary": lambda view, equation, out: view,
-    "pcast": lambda view, equation, out: view,
-    "transpose": lambda view, e, out: view.transposed(e.params["permutation"]),
-    "squeeze": lambda view, e, out: view.squeezed(e.params["dimensions"]),
-    "broadcast_in_dim": _spread,
-    "reshape": _reshape,
-    "slice": _cut,
-    "split": _cut,
-    "dynamic_slice": _cut,
-}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from compiler import jaxprs
-from compiler.passes.quantize.activations import Rounded
+from compiler.passes.quantize.arithmetic.activations import Rounded
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.quantized import Quantized
+    from compiler.passes.quantize.arithmetic.quantized import Quantized
 
 
 def fits(value: Quantized, equation: jaxprs.Equation) -> bool:

@@ -13,15 +13,15 @@ from typing import Any, cast
 import jax.numpy as jnp
 
 from compiler import jaxprs
-from compiler.passes.quantize.accumulator import Accumulator
-from compiler.passes.quantize.activations import (
+from compiler.passes.quantize.arithmetic.accumulator import Accumulator
+from compiler.passes.quantize.arithmetic.activations import (
     Activations,
     learned,
     measured,
     rounded,
     within,
 )
-from compiler.passes.quantize.quantized import Quantized
+from compiler.passes.quantize.arithmetic.quantized import Quantized
 
 Sums = Callable[..., tuple[Any, Any]]
 """Gives integers and their scale, or a product and None, of an activation and more."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from compiler import jaxprs, targets
 from compiler.passes.factorize.symbolic import Symbolic, dense
-from compiler.passes.quantize.accumulator import Known
-from compiler.passes.quantize.activations import Activations, round_to
-from compiler.passes.quantize.encoding import Encoding
-from compiler.passes.quantize.operand import Arrangement
+from compiler.passes.quantize.arithmetic.accumulator import Known
+from compiler.passes.quantize.arithmetic.activations import Activations, round_to
+from compiler.passes.quantize.arithmetic.operand import Arrangement
+from compiler.passes.quantize.arithmetic.views import Cut, seen_through
+from compiler.passes.quantize.storage.encoding import Encoding
 
 Scales = tuple[Any, ...]
 """The static scale of an activation, and its zero point if it has one."""
@@ -174,24 +173,16 @@ class Quantized(Symbolic):
         self, equation: jaxprs.Equation, operands: Sequence[Any], place: int
     ) -> list[Any] | None:
         """Goes through views as it is; meets products in few bits."""
-        from compiler.passes.quantize.products import PRODUCTS
+        from compiler.passes.quantize.arithmetic.products import PRODUCTS
 
         name = equation.primitive.name
         operands = [o if i == place else dense(o) for i, o in enumerate(operands)]
         if name in PRODUCTS:
             result = PRODUCTS[name](self, equation, operands, place)
             return None if result is None else [result]
-        if place != 0 or name not in _VIEWS:
-            return None
-        return _VIEWS[name](self, equation, operands)
+        return seen_through(self, equation, operands) if place == 0 else None
 
-    def seen_as(self, view: Arrangement | None) -> list[Any] | None:
-        """The same weight in another arrangement."""
-        return None if view is None else [dataclasses.replace(self, view=view)]
-
-    def cut(
-        self, place: int, extent: int, change: Callable[[Any, int], Any]
-    ) -> Quantized | None:
+    def cut(self, place: int, extent: int, change: Cut) -> Quantized | None:
         """With one axis of the view cut in every part, by `change(array, axis)`."""
         axis, view = self.view.whole(place), self.view.narrowed(place, extent)
         if axis is None or view is None or axis in self.encoding.rows:
@@ -211,92 +202,3 @@ class Quantized(Symbolic):
             view=view,
             carrier=carrier,
         )
-
-
-def _cast(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    dtype = equation.params["new_dtype"]
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return None
-    return [dataclasses.replace(value, dtype=dtype)]
-
-
-def _copy(value: Quantized, equation: Any, operands: Any) -> list[Any]:
-    return [value]
-
-
-def _transpose(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    return value.seen_as(value.view.transposed(equation.params["permutation"]))
-
-
-def _squeeze(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    return value.seen_as(value.view.squeezed(equation.params["dimensions"]))
-
-
-def _spread(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    shape, places = equation.params["shape"], equation.params["broadcast_dimensions"]
-    view = value.view.spread(len(shape), places)
-    return value.seen_as(view) if view.extents == tuple(shape) else None
-
-
-def _reshape(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    if equation.params["dimensions"] is not None:
-        return None
-    return value.seen_as(value.view.reshaped(equation.params["new_sizes"]))
-
-
-def _slice(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    params, full = equation.params, value.shape
-    steps = params["strides"] or (1,) * len(full)
-    limits = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
-    for place, (limit, extent) in enumerate(zip(limits, full, strict=True)):
-        if limit != (0, extent, 1) and value is not None:
-            cut = _static(*limit)
-            size = equation.outvars[0].aval.shape[place]
-            value = value.cut(place, size, cut)  # ty: ignore[invalid-assignment]
-    return None if value is None else [value]
-
-
-def _split(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    sizes = [int(n) for n in equation.params["sizes"]]
-    ends = list(itertools.accumulate(sizes))
-    axis = equation.params["axis"]
-    parts = [
-        value.cut(axis, size, _static(end - size, end, 1))
-        for size, end in zip(sizes, ends, strict=True)
-    ]
-    return None if None in parts else parts
-
-
-def _static(start: int, end: int, step: int) -> Callable[[Any, int], Any]:
-    return lambda array, axis: jax.lax.slice_in_dim(array, start, end, step, axis)
-
-
-def _dynamic_slice(value: Quantized, equation: Any, operands: Any) -> list[Any] | None:
-    found: Quantized | None = value
-    sizes, full = equation.params["slice_sizes"], value.shape
-    pairs = zip(operands[1:], sizes, full, strict=True)
-    for place, (start, size, extent) in enumerate(pairs):
-        if size != extent and found is not None:
-            found = found.cut(place, size, _moving(start, size))
-    return None if found is None else [found]
-
-
-def _moving(start: Any, size: int) -> Callable[[Any, int], Any]:
-    def change(array: Any, axis: int) -> Any:
-        return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
-
-    return change
-
-
-_VIEWS: dict[str, Callable[[Quantized, Any, Any], list[Any] | None]] = {
-    "convert_element_type": _cast,
-    "copy": _copy,
-    "transpose": _transpose,
-    "squeeze": _squeeze,
-    "broadcast_in_dim": _spread,
-    "reshape": _reshape,
-    "slice": _slice,
-    "split": _split,
-    "dynamic_slice": _dynamic_slice,
-}
-"""By primitive: what a view of a weight is, for each output, or None."""

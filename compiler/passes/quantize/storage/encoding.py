@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compiler.passes.quantize import packing, scales
-from compiler.passes.quantize.layout import Layout
-from compiler.passes.quantize.scheme import Scheme
+from compiler.passes.quantize.storage import packing, scales
+from compiler.passes.quantize.storage.layout import Layout
+from compiler.passes.quantize.storage.scheme import Scheme
 from mapping.core import register
 
 Array = jax.Array
@@ -30,7 +30,7 @@ class Encoding:
     Stored are `"scale"`, `"values"` and, if the scheme is asymmetric, `"zero"`. If the
     scheme packs or groups, the row axes become one axis R, which stands where the
     first of them stood; codes are packed along it (see
-    `compiler.passes.quantize.packing`). Else the array keeps its axes.
+    `compiler.passes.quantize.storage.packing`). Else the array keeps its axes.
 
     Attributes:
         scheme: the format and how scales are shared.

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from compiler.graph import Leaf
 from compiler.passes.factorize.factored import wider
-from compiler.passes.quantize.activations import round_to
-from compiler.passes.quantize.encoding import Encoding
+from compiler.passes.quantize.arithmetic.activations import round_to
+from compiler.passes.quantize.arithmetic.quantized import Quantized, Uses
+from compiler.passes.quantize.arithmetic.straight import on_grid, usable
 from compiler.passes.quantize.physical import Stored
-from compiler.passes.quantize.quantized import Quantized, Uses
-from compiler.passes.quantize.straight import on_grid, usable
+from compiler.passes.quantize.storage.encoding import Encoding
 
 STEP = "step"
 _CODES = 127

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from compiler import jaxprs
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.quantized import Quantized
+    from compiler.passes.quantize.arithmetic.quantized import Quantized
 
 
 def look_up(

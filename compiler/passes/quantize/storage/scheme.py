@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from compiler.passes.quantize.formats import FORMATS, Format, unknown
+from compiler.passes.quantize.storage.formats import FORMATS, Format, unknown
 from mapping.core import register
 
 _BLOCKS = {"mxfp8": ("float8_e4m3", 8), "mxfp4": ("fp4", 2), "mxint8": ("int8", 6)}

@@ -6,19 +6,17 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from compiler.errors import ConversionError
 from compiler.passes.base import Pass
-from compiler.passes.quantize.activations import Activations
+from compiler.passes.quantize.arithmetic.activations import Activations
 from compiler.passes.quantize.calibrate import Calibration
 from compiler.passes.quantize.dynamic import as_activations
 from compiler.passes.quantize.physical import StaticScales, Stored, encoded
 from compiler.passes.quantize.plan import Plan
 from compiler.passes.quantize.rules import RuleSpec, as_rules
-from compiler.passes.quantize.scheme import Scheme
-from compiler.passes.quantize.static import Measured, QuantizeStatic
-from compiler.passes.quantize.trained import Trained
+from compiler.passes.quantize.static import Measured, QuantizeStatic, as_arrays
+from compiler.passes.quantize.storage.scheme import Scheme
+from compiler.passes.quantize.training.trained import Trained
 from compiler.passes.quantize.weights import QuantizeWeights, chosen_scheme
 from mapping.core import register
 
@@ -97,10 +95,7 @@ class QuantizeTrain(QuantizeWeights):
     @property
     def static(self) -> StaticScales:
         """What was measured, as arrays."""
-        return {
-            key: tuple(np.asarray(v, np.float32) for v in values if v is not None)
-            for key, *values in self.scales or ()
-        }
+        return as_arrays(self.scales)
 
     def decide(self, program: Program) -> Pass:
         """Measures activations if their scales are to be static."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from compiler import jaxprs, targets
-from compiler.passes.quantize.activations import Rounded
+from compiler.passes.quantize.arithmetic.activations import Rounded
 
 if TYPE_CHECKING:
-    from compiler.passes.quantize.quantized import Quantized
+    from compiler.passes.quantize.arithmetic.quantized import Quantized
 
 
 def fits(value: Quantized, equation: jaxprs.Equation) -> bool:
@@ -61,7 +61,7 @@ def sums(
 
 
 def _batch_first(equation: jaxprs.Equation) -> list[int]:
-    """How a scale for each example, laid out as the input, is laid out as the output."""
+    """The order of axes that brings a scale for each example to the result's layout."""
     numbers = equation.params["dimension_numbers"]
     order = [0] * len(numbers.out_spec)
     for given, made in zip(numbers.lhs_spec, numbers.out_spec, strict=True):

@@ -16,12 +16,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from compiler import jaxprs, targets
-from compiler.passes.quantize import convolution, ragged
-from compiler.passes.quantize.activations import Rounded
-from compiler.passes.quantize.lookup import look_up
-from compiler.passes.quantize.operand import DotForm
-from compiler.passes.quantize.product import Product
-from compiler.passes.quantize.quantized import Quantized
+from compiler.passes.quantize.arithmetic import convolution, ragged
+from compiler.passes.quantize.arithmetic.activations import Rounded
+from compiler.passes.quantize.arithmetic.lookup import look_up
+from compiler.passes.quantize.arithmetic.operand import DotForm
+from compiler.passes.quantize.arithmetic.product import Product
+from compiler.passes.quantize.arithmetic.quantized import Quantized
 
 
 def _dot(

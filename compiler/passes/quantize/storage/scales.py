@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compiler.passes.quantize.formats import power
-from compiler.passes.quantize.scheme import Scheme
+from compiler.passes.quantize.storage.formats import power
+from compiler.passes.quantize.storage.scheme import Scheme
 
 Array = jax.Array
 

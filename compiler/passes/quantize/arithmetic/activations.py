@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from compiler.passes.quantize.straight import on_grid
+from compiler.passes.quantize.arithmetic.straight import on_grid
 from mapping.core import register
 
 _LEVELS = {"int8": 127.0}

@@ -11,8 +11,8 @@ from compiler.errors import ConversionError
 from compiler.graph import Graph
 from compiler.passes.base import Pass, Prepare, Rewrite
 from compiler.passes.quantize.physical import encoded, physical
-from compiler.passes.quantize.train import QuantizeTrain
-from compiler.passes.quantize.trained import Trained
+from compiler.passes.quantize.training.train import QuantizeTrain
+from compiler.passes.quantize.training.trained import Trained
 from compiler.passes.quantize.weights import QuantizeWeights, check_finite
 from compiler.rewrite import Event, Events
 from mapping.core import register

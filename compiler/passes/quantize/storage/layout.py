@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compiler.passes.quantize.packing import first
+from compiler.passes.quantize.storage.packing import first
 
 Array = jax.Array
 

@@ -1,0 +1,1 @@
+"""Bits where they matter: sensitivity, budgets, and the choice."""

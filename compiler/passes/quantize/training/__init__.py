@@ -1,0 +1,1 @@
+"""Training through rounding, and what becomes of it."""
