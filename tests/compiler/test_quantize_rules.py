@@ -186,6 +186,55 @@ def test_saved_and_loaded_it_computes_the_same(mode, tmp_path):
     np.testing.assert_allclose(loaded(x[:3]), small(x[:3]), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [
+        ("int8", 8),
+        ("int4", 4),
+        ("nf4", 4),
+        ("float8_e4m3", 8),
+        ("mxfp4", 4),
+        ("int2", 2),
+    ],
+)
+def test_an_artifact_is_as_large_as_the_arithmetic_says(dtype, bits, tmp_path):
+    v = {"a": normal(256, 512), "b": normal(512, 256, seed=1), "bias": normal(1, 256)}
+    before = mc.trace(lambda v, x: x @ v["a"] @ v["b"] + v["bias"], v, normal(2, 256))
+    small = before >> mc.quantize.weights(dtype)
+    scales = [leaf.bytes for leaf in small.graph.leaves if leaf.path.endswith("scale")]
+    counted = 2 * 256 * 512 * bits / 8 + 4 * 256 + sum(scales)
+    folder = small.save(tmp_path / "small.mapping")
+    size = (folder / "variables.safetensors").stat().st_size
+    assert size == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("mode", ["weights", "dynamic", "static"])
+def test_a_stack_is_used_in_a_loop_and_outside_of_it(mode):
+    def function(v, x):
+        x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, v["w"])[0]
+        return x @ v["w"][1]
+
+    before = mc.trace(function, {"w": 0.3 * normal(3, 16, 16)}, X)
+    step = {
+        "weights": mc.quantize.weights(),
+        "dynamic": mc.quantize.dynamic(),
+        "static": mc.quantize.static(batches=[X]),
+    }[mode]
+    assert relative_error((before >> step)(X), before(X)) < 0.05
+
+
+@pytest.mark.parametrize("fill", [None, 0.0, 7.0])
+@pytest.mark.parametrize("mode", ["fill", "clip"])
+def test_an_index_out_of_bounds_gives_what_it_gave(mode, fill):
+    def function(v, i):
+        return v["table"].at[i].get(mode=mode, fill_value=fill)
+
+    index = jnp.array([0, 19, 20, -21, 50])
+    before = mc.trace(function, {"table": normal(20, 16)}, index)
+    small = before >> mc.quantize.weights("int8")
+    np.testing.assert_allclose(small(index), before(index), atol=0.02)
+
+
 def test_no_batches_is_an_error():
     with pytest.raises(CalibrationError, match="expected batches"):
         program() >> mc.quantize.static()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from compiler import jaxprs
 from compiler.graph import Graph, Leaf
 from compiler.passes.quantize.arithmetic.activations import Activations
+from compiler.passes.quantize.physical import is_part
 from compiler.passes.quantize.rules import SAME, Rule
 from compiler.passes.quantize.storage.encoding import Encoding
 from compiler.passes.quantize.storage.scheme import Scheme
@@ -124,10 +125,9 @@ def _why_not(
     rule: Rule,
     opaque: bool,
 ) -> str | None:
-    shape, parent = leaf.spec.shape, leaf.path.rsplit("/", 1)[0]
     if leaf.path in graph.carried:
         return "returned by the function, moved: it has to stay what it is"
-    if {f"{parent}/values", f"{parent}/scale"} <= set(graph.paths):
+    if is_part(graph, leaf.path):
         return "belongs to a weight that is quantized already"
     if not jnp.issubdtype(leaf.spec.dtype, jnp.floating):
         return f"not floating: {leaf.spec.dtype}"
@@ -137,6 +137,6 @@ def _why_not(
         return "reaches no product, convolution or look-up as a weight"
     if rule.scheme is None:
         return f"left out by rule {rule.path}"
-    if len(shape) < 2:
+    if len(leaf.spec.shape) < 2:
         return "has fewer than two axes"
-    return "is empty" if 0 in shape else None
+    return "is empty" if 0 in leaf.spec.shape else None

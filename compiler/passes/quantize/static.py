@@ -88,8 +88,8 @@ class QuantizeStatic(QuantizeWeights):
             return self
         if self.batches is None:
             raise CalibrationError(
-                "quantize.static: expected batches to measure activations on, got "
-                "none. Pass quantize.static(batches=...)."
+                "static activations: expected batches to measure them on, got none. "
+                "Pass batches=."
             )
         chosen = self.planned(program.graph).activations
         seen = self.batches

@@ -40,10 +40,25 @@ def look_up(
 
     found = jax.vmap(lambda each: make(each).dense())(jax.tree.map(rows, parts))
     found = jnp.reshape(found, (*index.shape, *found.shape[1:]))
+    if _fills(equation):
+        found = _filled(found, index, value.shape[at], equation.params["fill_value"])
     if at not in numbers.collapsed_slice_dims:
         found = jnp.expand_dims(found, index.ndim + at)
     offsets = list(range(index.ndim, found.ndim))
     return jnp.moveaxis(found, offsets, list(numbers.offset_dims))
+
+
+def _fills(equation: jaxprs.Equation) -> bool:
+    """Whether an index out of bounds gives a value of its own."""
+    return equation.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+
+
+def _filled(found: Any, index: Any, extent: int, fill: Any) -> Any:
+    """What was found; for indices that are out of bounds the value, or nan."""
+    outside = (index < 0) | (index >= extent)
+    outside = jnp.reshape(outside, (*index.shape, *[1] * (found.ndim - index.ndim)))
+    value = jnp.full((), jnp.nan if fill is None else fill, found.dtype)
+    return jnp.where(outside, value, found)
 
 
 def _looked_up(value: Quantized, equation: jaxprs.Equation) -> int | None:
@@ -55,10 +70,11 @@ def _looked_up(value: Quantized, equation: jaxprs.Equation) -> int | None:
     params = equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     cut = [axis for axis, n in enumerate(value.shape) if sizes[axis] != n]
-    fills = params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
     if len(cut) != 1 or sizes[cut[0]] != 1 or cut[0] not in numbers.start_index_map:
         return None
-    if numbers.operand_batching_dims or (fills and len(numbers.start_index_map) > 1):
+    if numbers.operand_batching_dims or (
+        _fills(equation) and len(numbers.start_index_map) > 1
+    ):
         return None
     return None if set(numbers.collapsed_slice_dims) - set(cut) else cut[0]
 

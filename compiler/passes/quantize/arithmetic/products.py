@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from compiler import jaxprs, targets
 from compiler.passes.quantize.arithmetic import convolution, ragged
 from compiler.passes.quantize.arithmetic.activations import Rounded
+from compiler.passes.quantize.arithmetic.dot import DotForm
 from compiler.passes.quantize.arithmetic.lookup import look_up
-from compiler.passes.quantize.arithmetic.operand import DotForm
 from compiler.passes.quantize.arithmetic.product import Product
 from compiler.passes.quantize.arithmetic.quantized import Quantized
 

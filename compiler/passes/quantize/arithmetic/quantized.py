@@ -138,7 +138,9 @@ class Quantized(Symbolic):
                 carrier=carried,
             )
 
-        return (moved, self.scales, carrier), make
+        # A scale without an axis for the loop belongs to a product outside of it.
+        scales = {key: own for key, own in self.scales.items() if jnp.ndim(own[0])}
+        return (moved, scales, carrier), make
 
     def _first(self) -> int | None:
         """The leaf's axis that the first of the view is; any of extent one for one."""

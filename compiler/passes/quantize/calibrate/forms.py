@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from compiler import jaxprs
-from compiler.passes.quantize.arithmetic.operand import Arrangement, DotForm
+from compiler.passes.quantize.arithmetic.dot import DotForm
+from compiler.passes.quantize.arithmetic.operand import Arrangement
 from compiler.passes.quantize.calibrate.trails import Trail
 from compiler.sites import WeightSite
 

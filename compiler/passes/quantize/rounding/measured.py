@@ -71,6 +71,12 @@ def hessian_of(decision: Decision, found: Calibration) -> np.ndarray | str:
         why = _why_not(site, statistics, encoding.rows, encoding.stack)
         if statistics is None or why:
             return why
+        count = math.prod(encoding.shape[axis] for axis in encoding.rows)
+        if statistics.hessian.shape[-1] != count:
+            raise CalibrationError(
+                f"{key}: expected a Hessian of {count} rows, got one of "
+                f"{statistics.hessian.shape[-1]}. Calibrate this program."
+            )
         total = total + statistics.hessian
         tokens += int(statistics.tokens.sum())
     if not np.isfinite(total).all():
