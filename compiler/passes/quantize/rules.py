@@ -33,7 +33,7 @@ class Rule:
         ValueError: if there is no such kind.
 
     >>> str(Rule("head/*", scheme="int4"))
-    'head/* (*) -> int4 group 32'
+    'head/* (*) -> int4 group 32 mse'
     """
 
     path: str = "*"
