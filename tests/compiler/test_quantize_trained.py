@@ -43,7 +43,7 @@ def digits():
         epochs=12, batch_size=64,
     )  # fmt: skip
     program = mc.trace(net, fitted.variables, x_test[:1]) >> mc.fold()
-    return program, x, (x_test, y_test)
+    return program, (x, y), (x_test, y_test)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_integers_with_measured_ranges_lose_half_a_per_cent_at_most(digits):
 
 @pytest.mark.parametrize("observer", ["minmax", "moving_average", "percentile", "mse"])
 def test_integers_with_calibrated_ranges_lose_half_a_per_cent_at_most(digits, observer):
-    program, x, held_out = digits
+    program, (x, _), held_out = digits
     batches = [x[i : i + 64] for i in range(0, 256, 64)]
     small = program >> mc.quantize.static("int8", batches=batches, observer=observer)
     assert mc.quantize.coverage(small).integer_flops == 1.0
@@ -109,6 +109,21 @@ def test_four_bits_by_groups_lose_a_per_cent_at_most(digits):
     small = program >> mc.quantize.weights("int4", group=32)
     assert accuracy(small, held_out) >= accuracy(program, held_out) - 0.01
     assert small.bytes < 0.2 * program.bytes
+
+
+def test_four_bits_trained_through_are_at_least_as_good_as_rounded(digits):
+    program, training, held_out = digits
+    rounded = program >> mc.quantize.weights("int4", group=32)
+    through = program >> mc.quantize.train("int4", group=32)
+    fitted = mp.train.fit(
+        through, training, loss=mp.losses.CrossEntropy(),
+        optimizer=optax.adam(5e-4), epochs=3, batch_size=64,
+    )  # fmt: skip
+    simulated = through.with_variables(fitted.variables)
+    small = simulated >> mc.quantize.convert()
+    assert small.bytes == rounded.bytes
+    assert np.array_equal(small(held_out[0]), simulated(held_out[0]))
+    assert accuracy(small, held_out) >= accuracy(rounded, held_out)
 
 
 def test_the_gpt_was_trained(gpt):
