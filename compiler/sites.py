@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from compiler import jaxprs
 from compiler.graph import Graph
@@ -116,6 +117,8 @@ def weight_sites(graph: Graph) -> tuple[WeightSite, ...]:
     >>> site.kind, site.operand, site.axes, sorted(site.contracted)
     ('dot', 1, ((1,), (0,)), [1])
     """
+    if graph in _FOUND:
+        return _FOUND[graph]
     walk = _Walk(graph)
     views: list[Seen] = [
         (View(i, tuple((axis,) for axis in range(len(leaf.spec.shape)))),)
@@ -123,7 +126,11 @@ def weight_sites(graph: Graph) -> tuple[WeightSite, ...]:
     ]
     views += [None] * len(graph.inputs)
     walk.follow(graph.jaxpr, operations(graph), views)
-    return tuple(walk.found)
+    return _FOUND.setdefault(graph, tuple(walk.found))
+
+
+_FOUND: WeakKeyDictionary[Graph, tuple[WeightSite, ...]] = WeakKeyDictionary()
+"""Uses found before: a pass asks several times about one graph."""
 
 
 def sites_by_leaf(graph: Graph) -> dict[int, list[WeightSite]]:

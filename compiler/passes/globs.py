@@ -1,4 +1,4 @@
-"""Checks that the globs a pass was given name something."""
+"""What globs are about: leaves and operations, and that they name something."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import difflib
 from collections.abc import Sequence
 
 from compiler.errors import UnknownPathError
-from compiler.graph import Graph
+from compiler.graph import Graph, Leaf
 from compiler.paths import flatten, matches, operations
+from compiler.sites import WeightSite
+
+_COLLECTIONS = ("params", "state")
 
 
 def check_globs(globs: Sequence[str], graph: Graph) -> None:
@@ -37,3 +40,21 @@ def prefixes(path: str) -> list[str]:
     """
     names = path.split("/")
     return ["/".join(names[: i + 1]) for i in range(len(names))]
+
+
+def names_of(leaf: Leaf, sites: Sequence[WeightSite]) -> list[str]:
+    """What a leaf may be called: its path, shorter ones, those of where it is used."""
+    return [*shortened(leaf.path), *(site.path for site in sites if site.path)]
+
+
+def shortened(path: str) -> list[str]:
+    """A path, and what is left of it without the collections it begins with.
+
+    >>> shortened("state/params/dense/kernel")
+    ['state/params/dense/kernel', 'params/dense/kernel', 'dense/kernel']
+    """
+    found = [path]
+    while "/" in path and path.split("/", 1)[0] in _COLLECTIONS:
+        path = path.split("/", 1)[1]
+        found.append(path)
+    return found

@@ -16,7 +16,6 @@ from compiler.passes.adapt.plan import Adapter, Plan, has_adapter, plan
 from compiler.passes.adapt.storage import Held, Storage
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.factorize.matrix import Matrix, as_matrix, chosen
-from compiler.passes.quantize.physical import is_part
 from compiler.rewrite import Event, Events
 from compiler.sites import WeightSite
 from mapping.core import register
@@ -145,7 +144,7 @@ class Lora(Pass):
             return (
                 "is of a program that trains its weights in few bits; convert it first"
             )
-        if is_part(graph, leaf.path):
+        if leaf.path in before.parts:
             return _REWRITTEN
         if leaf.path in graph.carried:
             return "returned by the function, moved: it has to stay what it is"

@@ -9,9 +9,9 @@ import jax
 
 from compiler.graph import Graph, Packing, free_path
 from compiler.passes.factorize.matrix import Matrix
+from compiler.passes.globs import shortened
 from mapping.core import register
 
-_COLLECTIONS = ("params", "state")
 _A, _B = "lora_a", "lora_b"
 
 
@@ -118,7 +118,7 @@ def plan(
     taken.update(renamed)
     for path in graph.paths if not again else ():
         prefix = "params" if path in trained else "state"
-        name = _short(path) if path in trained else path
+        name = shortened(path)[-1] if path in trained else path
         renamed[path] = claim(f"{prefix}/{name}")
     adapters = [
         Adapter(
@@ -140,10 +140,4 @@ def adapter_path(path: str, name: str = _A) -> str:
     >>> adapter_path("state/params/dense/kernel")
     'params/dense/kernel/lora_a'
     """
-    return f"params/{_short(path)}/{name}"
-
-
-def _short(path: str) -> str:
-    while "/" in path and path.split("/", 1)[0] in _COLLECTIONS:
-        path = path.split("/", 1)[1]
-    return path
+    return f"params/{shortened(path)[-1]}/{name}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.graph import Graph
-from compiler.passes.quantize.physical import Stored, encoded, physical
+from compiler.passes.quantize.physical import Stored, origin, parts, physical
 from compiler.passes.quantize.training.trained import Trained
 
 Held = dict[str, dict[str, Any]]
@@ -29,15 +30,17 @@ class Storage:
     @classmethod
     def of(cls, graph: Graph) -> Storage:
         """What a graph was made from; itself if it is not quantized."""
-        found = encoded(graph)
-        if found is None:
-            return cls(graph, Stored({}))
-        return cls(found.logical, found.stored)
+        return cls(*origin(graph))
 
     @property
     def trained(self) -> bool:
         """Whether weights are still floating, to be stored once they are trained."""
         return isinstance(self.stored, Trained) and bool(self.stored.trained)
+
+    @functools.cached_property
+    def parts(self) -> set[str]:
+        """The paths of leaves that are parts of a weight rewritten since."""
+        return parts(self.logical)
 
     def scheme(self, path: str) -> str | None:
         """What a weight is stored in; None if it is as it is."""

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 
 from compiler.errors import UnknownPathError
 from compiler.graph import Graph, Leaf
+from compiler.passes.globs import names_of
 from compiler.paths import matches
 from compiler.sites import WeightSite, sites_by_leaf
 from mapping.core import register
-
-_COLLECTIONS = ("params", "state")
 
 
 @register("value", "matrix")
@@ -68,7 +67,7 @@ def chosen(graph: Graph, globs: Sequence[str]) -> list[tuple[Leaf, list[WeightSi
         UnknownPathError: if a glob names nothing in the program.
     """
     uses = sites_by_leaf(graph)
-    named = [_names(leaf, uses.get(i, ())) for i, leaf in enumerate(graph.leaves)]
+    named = [names_of(leaf, uses.get(i, ())) for i, leaf in enumerate(graph.leaves)]
     for glob in globs:
         if not any(_match(glob, names) for names in named):
             raise UnknownPathError(
@@ -101,19 +100,6 @@ def as_matrix(leaf: Leaf, sites: Sequence[WeightSite]) -> Matrix | str:
     if min(matrix.extents[1:]) < 2:
         return f"is no matrix: {matrix.extents[1]} rows, {matrix.extents[2]} columns"
     return matrix
-
-
-def _names(leaf: Leaf, sites: Sequence[WeightSite]) -> list[str]:
-    return [*_shortened(leaf.path), *(site.path for site in sites if site.path)]
-
-
-def _shortened(path: str) -> list[str]:
-    """A path, and what is left of it without the collections it begins with."""
-    found = [path]
-    while "/" in path and path.split("/", 1)[0] in _COLLECTIONS:
-        path = path.split("/", 1)[1]
-        found.append(path)
-    return found
 
 
 def _match(glob: str, names: Sequence[str]) -> bool:

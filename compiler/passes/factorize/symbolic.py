@@ -8,6 +8,7 @@ know them, they become arrays there, and nothing else changes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,29 @@ class Symbolic:
 
     def multiplied(self, equation: jaxprs.Equation | None) -> None:
         """Told of each equation that takes the array; None for an output."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Marked(Symbolic):
+    """An array that something is known of, wherever it goes.
+
+    Attributes:
+        array: the array.
+    """
+
+    array: Any
+
+    def dense(self) -> Any:
+        """The array."""
+        return self.array
+
+    def stacked(self) -> tuple[Any, Callable[[Any], Symbolic]]:
+        """What is known of it is known of its slices."""
+        return self.array, type(self)
+
+    def parts(self) -> tuple[Any, Callable[[Any], Symbolic]]:
+        """The array."""
+        return self.array, type(self)
 
 
 def evaluate(jaxpr: jaxprs.Jaxpr, values: Sequence[Any]) -> list[Any]:
@@ -155,13 +179,15 @@ def _while(equation: jaxprs.Equation, operands: Sequence[Any]) -> list[Any]:
         if not mapped:
             return new
         (goes_on,) = condition(values)
-        return [_kept(goes_on, *pair) for pair in zip(new, values, strict=True)]
+        return [where_going(goes_on, *pair) for pair in zip(new, values, strict=True)]
 
     return list(jax.lax.while_loop(lambda c: condition(c)[0].any(), turn, carried))
 
 
-def _kept(goes_on: Any, new: Any, old: Any) -> Any:
+def where_going(goes_on: Any, new: Any, old: Any) -> Any:
     """The new value where a mapped loop goes on, the old one where it is done."""
+    if not goes_on.ndim:
+        return new
     axes = tuple(range(goes_on.ndim))
     return jax.lax.select(jax.lax.broadcast_in_dim(goes_on, new.shape, axes), new, old)
 

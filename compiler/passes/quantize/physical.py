@@ -166,10 +166,21 @@ def encoded(graph: Graph) -> Encoded | None:
     return found if found is not None and found.jaxpr is graph.jaxpr else None
 
 
-def is_part(graph: Graph, path: str) -> bool:
-    """Whether a leaf is a part of a weight that is stored in few bits."""
-    parent = path.rsplit("/", 1)[0]
-    return {f"{parent}/values", f"{parent}/scale"} <= set(graph.paths)
+def origin(graph: Graph) -> tuple[Graph, Stored]:
+    """The graph of floating weights, and what is stored of it already."""
+    found = encoded(graph)
+    return (graph, Stored({})) if found is None else (found.logical, found.stored)
+
+
+def parts(graph: Graph) -> set[str]:
+    """The paths of leaves that are parts of a weight stored in few bits."""
+    paths = set(graph.paths)
+
+    def is_part(path: str) -> bool:
+        parent = path.rsplit("/", 1)[0]
+        return f"{parent}/values" in paths and f"{parent}/scale" in paths
+
+    return set(filter(is_part, paths))
 
 
 def physical(logical: Graph, stored: Stored) -> tuple[Graph, Uses]:

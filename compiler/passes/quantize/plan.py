@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from compiler import jaxprs
 from compiler.graph import Graph, Leaf
 from compiler.passes.quantize.arithmetic.activations import Activations
-from compiler.passes.quantize.physical import is_part
+from compiler.passes.quantize.physical import parts
 from compiler.passes.quantize.rules import SAME, Rule
 from compiler.passes.quantize.storage.encoding import Encoding
 from compiler.passes.quantize.storage.scheme import Scheme
@@ -86,6 +86,7 @@ def plan(
         equation.primitive.name == "call_exported"
         for equation, _ in jaxprs.nested(graph.jaxpr)
     )
+    taken_apart = parts(graph)
     decisions, used = [], set()
     for place, leaf in enumerate(graph.leaves):
         sites = uses.get(place, [])
@@ -96,6 +97,8 @@ def plan(
         why = _why_not(graph, leaf, sites, own, opaque)
         if leaf.path in taken:
             why = "is quantized already"
+        elif leaf.path in taken_apart - graph.carried:
+            why = "belongs to a weight that is quantized already"
         encoding = None
         if why is None and isinstance(own.scheme, Scheme):
             encoding = encoding_of(leaf, sites, own.scheme)
@@ -127,8 +130,6 @@ def _why_not(
 ) -> str | None:
     if leaf.path in graph.carried:
         return "returned by the function, moved: it has to stay what it is"
-    if is_part(graph, leaf.path):
-        return "belongs to a weight that is quantized already"
     if not jnp.issubdtype(leaf.spec.dtype, jnp.floating):
         return f"not floating: {leaf.spec.dtype}"
     if not sites and opaque:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from compiler.graph import Leaf
+from compiler.passes.globs import names_of
 from compiler.passes.quantize.arithmetic.activations import Activations
 from compiler.passes.quantize.storage.scheme import Scheme, as_scheme
 from compiler.paths import matches
@@ -49,10 +50,11 @@ class Rule:
 
     def applies(self, leaf: Leaf, sites: Sequence[WeightSite]) -> bool:
         """Whether it is about this leaf."""
-        names = [*shortened(leaf.path), *(site.path for site in sites if site.path)]
         products = [site.kind for site in sites if site.kind != "lookup"]
         kind = (products or [site.kind for site in sites] or [""])[0]
-        return self.kind in ("*", kind) and any(matches(self.path, n) for n in names)
+        return self.kind in ("*", kind) and any(
+            matches(self.path, name) for name in names_of(leaf, sites)
+        )
 
     def __str__(self) -> str:
         """The rule as it was written."""
@@ -78,12 +80,3 @@ def as_rules(given: RuleSpec, skip: str | Sequence[str] = ()) -> tuple[Rule, ...
             for glob, spec in given.items()
         )
     return first + tuple(r if isinstance(r, Rule) else Rule(*r) for r in given)
-
-
-def shortened(path: str) -> list[str]:
-    """A path, and what is left of it without the collections it begins with."""
-    found = [path]
-    while path.split("/", 1)[0] in ("params", "state") and "/" in path:
-        path = path.split("/", 1)[1]
-        found.append(path)
-    return found

@@ -12,7 +12,7 @@ import numpy as np
 from compiler.errors import CalibrationError
 from compiler.passes.base import Pass
 from compiler.passes.quantize.arithmetic.activations import Activations, from_range
-from compiler.passes.quantize.calibrate import Calibration, calibrate
+from compiler.passes.quantize.calibrate import Calibration, calibrate, kept
 from compiler.passes.quantize.dynamic import as_activations
 from compiler.passes.quantize.physical import StaticScales
 from compiler.passes.quantize.rules import RuleSpec, as_rules
@@ -143,10 +143,8 @@ def static(
     rounding = as_activations(activations, "tensor", symmetric)
     scheme = chosen_scheme(dtype, group, True)
     rules = as_rules(rules, skip)
-    if batches is not None and not isinstance(batches, Calibration):
-        batches = tuple(batches)
     return QuantizeStatic(
-        scheme, rules, min_coverage, rounding, observer, None, batches
+        scheme, rules, min_coverage, rounding, observer, None, kept(batches)
     )
 
 

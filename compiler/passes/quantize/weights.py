@@ -17,7 +17,7 @@ from compiler.passes.quantize.coverage import Coverage, covered
 from compiler.passes.quantize.physical import (
     StaticScales,
     Stored,
-    encoded,
+    origin,
     physical,
     prepare,
 )
@@ -105,18 +105,13 @@ class QuantizeWeights(Pass):
         values = dict(zip(graph.paths, program.values, strict=True))
         for path in chosen.encodings:
             check_finite(path, values.get(path))
-        found = covered(_logical(graph), chosen, _before(graph))
-        if found.share < self.min_coverage:
-            raise CoverageError(
-                f"expected at least {self.min_coverage:.1%} of the weights' bytes "
-                f"quantized, got {found.share:.1%}. Left out: {found.reasons()}. "
-                "Change the rules, or lower min_coverage."
-            )
+        if self.min_coverage:
+            self._check_coverage(graph, chosen)
         return self
 
     def rewrite(self, graph: Graph) -> Rewrite:
         """Replaces each weight by what is stored of it."""
-        chosen, logical, before = self.planned(graph), _logical(graph), _before(graph)
+        chosen, (logical, before) = self.planned(graph), origin(graph)
         events = Events()
         if chosen.encodings:
             stored = before.joined(self.storing(chosen))
@@ -143,10 +138,18 @@ class QuantizeWeights(Pass):
 
     def planned(self, graph: Graph) -> Plan:
         """What becomes of each leaf."""
-        before = _before(graph)
-        return plan(
-            _logical(graph), self.scheme, self.rules, self.rounding, before.encodings
-        )
+        logical, before = origin(graph)
+        return plan(logical, self.scheme, self.rules, self.rounding, before.encodings)
+
+    def _check_coverage(self, graph: Graph, chosen: Plan) -> None:
+        logical, before = origin(graph)
+        found = covered(logical, chosen, before)
+        if found.share < self.min_coverage:
+            raise CoverageError(
+                f"expected at least {self.min_coverage:.1%} of the weights' bytes "
+                f"quantized, got {found.share:.1%}. Left out: {found.reasons()}. "
+                "Change the rules, or lower min_coverage."
+            )
 
 
 def weights(
@@ -188,16 +191,6 @@ def chosen_scheme(
     if group is not None:
         scheme = dataclasses.replace(scheme, group=group)
     return scheme if symmetric else dataclasses.replace(scheme, symmetric=False)
-
-
-def _logical(graph: Graph) -> Graph:
-    found = encoded(graph)
-    return graph if found is None else found.logical
-
-
-def _before(graph: Graph) -> Stored:
-    found = encoded(graph)
-    return Stored({}) if found is None else found.stored
 
 
 def check_finite(path: str, value: Any) -> None:

@@ -11,22 +11,11 @@ import jax.core
 import jax.numpy as jnp
 
 from compiler import jaxprs
-from compiler.passes.factorize.symbolic import Symbolic
+from compiler.passes.factorize.symbolic import Marked, Symbolic
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Known(Symbolic):
-    """An array that follows from leaves alone, and says so.
-
-    Attributes:
-        array: the values.
-    """
-
-    array: Any
-
-    def dense(self) -> Any:
-        """The array."""
-        return self.array
+class Known(Marked):
+    """An array that follows from leaves alone."""
 
     def through(
         self, equation: jaxprs.Equation, operands: Sequence[Any], place: int
@@ -38,14 +27,6 @@ class Known(Symbolic):
             return None
         values = [o.array if isinstance(o, Known) else o for o in operands]
         return [Known(value) for value in jaxprs.bind(equation, values)]
-
-    def stacked(self) -> tuple[Any, Callable[[Any], Symbolic]]:
-        """A slice of it is known."""
-        return self.array, Known
-
-    def parts(self) -> tuple[Any, Callable[[Any], Symbolic]]:
-        """Itself."""
-        return self.array, Known
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -94,6 +94,12 @@ def calibrate(
     )
 
 
+def kept(batches: Any) -> Any:
+    """Batches that can be gone through again."""
+    given = batches is None or isinstance(batches, Calibration)
+    return batches if given or hasattr(batches, "__getitem__") else tuple(batches)
+
+
 def _compiled(graph: Graph, names: Sequence[str]) -> Any:
     observed = observe(graph, names)
     return jax.jit(lambda values, flat: observed(values, flat)[1])

@@ -15,6 +15,7 @@ import jax
 
 from compiler import jaxprs
 from compiler.graph import Graph
+from compiler.passes.factorize.symbolic import where_going
 from compiler.passes.quantize.calibrate.measures import (
     PLAIN,
     Measurements,
@@ -188,7 +189,7 @@ def _while(
     def step(carried: Any) -> Any:
         go, before, total = carried
         values, found = run(turn, before)
-        values = [_kept(go, *pair) for pair in zip(values, before, strict=True)]
+        values = [where_going(go, *pair) for pair in zip(values, before, strict=True)]
         (go,), more = run(test, values)
         found = observer.empty(within, depth) | found | more
         return go, values, _merged(total, found)
@@ -198,14 +199,6 @@ def _while(
     start = go, values, observer.empty(within, depth) | found
     _, last, total = jax.lax.while_loop(lambda carried: carried[0].any(), step, start)
     return last, total
-
-
-def _kept(go: Any, new: Any, old: Any) -> Any:
-    """The new value where a mapped loop goes on, the old one where it is done."""
-    if not go.ndim:
-        return new
-    places = tuple(range(go.ndim))
-    return jax.lax.select(jax.lax.broadcast_in_dim(go, new.shape, places), new, old)
 
 
 def _cond(

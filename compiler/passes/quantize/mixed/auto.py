@@ -18,10 +18,10 @@ from compiler.passes.quantize.mixed.gradients import Loss, inputs_of
 from compiler.passes.quantize.mixed.sensitivity import (
     SCHEMES,
     candidates,
-    origin,
     sensitivity,
 )
 from compiler.passes.quantize.mixed.timing import Latency, product_times, seconds_of
+from compiler.passes.quantize.physical import origin
 from compiler.passes.quantize.plan import Decision, Plan, plan
 from compiler.passes.quantize.rules import Rule, RuleSpec, as_rules
 from compiler.passes.quantize.storage.scheme import Scheme, as_scheme

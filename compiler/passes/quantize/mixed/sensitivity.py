@@ -14,7 +14,7 @@ from compiler.errors import VariablesMismatchError
 from compiler.graph import Graph, is_abstract
 from compiler.passes.quantize.mixed.effects import Effect, Sensitivity
 from compiler.passes.quantize.mixed.gradients import Gradients, Loss, gradients
-from compiler.passes.quantize.physical import Stored, encoded
+from compiler.passes.quantize.physical import origin
 from compiler.passes.quantize.plan import plan
 from compiler.passes.quantize.rules import Rule, RuleSpec, as_rules
 from compiler.passes.quantize.storage.encoding import Encoding
@@ -142,12 +142,6 @@ def candidates(
         for path in own.keys() - ruled.keys():
             found.setdefault(path, {})[scheme] = own[path]
     return {path: found[path] for path in logical.paths if path in found}
-
-
-def origin(graph: Graph) -> tuple[Graph, Stored]:
-    """The graph of floating weights, and what is stored of it already."""
-    found = encoded(graph)
-    return (graph, Stored({})) if found is None else (found.logical, found.stored)
 
 
 def _arrays(program: Program, paths: Iterable[str]) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from compiler import jaxprs
 from compiler.graph import Graph
-from compiler.passes.quantize.physical import encoded
+from compiler.passes.quantize.physical import origin
 from compiler.passes.quantize.storage.scheme import Scheme
 from compiler.passes.quantize.weights import QuantizeWeights
 from compiler.sites import WeightSite, sites_by_leaf
@@ -76,8 +76,7 @@ def product_times(
         schemes: by the path of a weight.
         step: the pass that rewrites a product; its scheme is replaced.
     """
-    done = encoded(graph)
-    graph = graph if done is None else done.logical
+    graph, _ = origin(graph)
     uses = sites_by_leaf(graph)
     known: dict[Any, dict[Scheme | None, float]] = {}
     found: Times = {}

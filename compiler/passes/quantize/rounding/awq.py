@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler.graph import Graph, Leaf
-from compiler.passes.quantize.calibrate import Calibration, SiteStatistics
+from compiler.passes.quantize.calibrate import Calibration, SiteStatistics, kept
 from compiler.passes.quantize.plan import Plan, plan
 from compiler.passes.quantize.rounding import normal
 from compiler.passes.quantize.rounding.balance import Reader, awq_factors
 from compiler.passes.quantize.rounding.balancing import Balancing
 from compiler.passes.quantize.rounding.groups import Group, Member
-from compiler.passes.quantize.rounding.measured import kept
 from compiler.passes.quantize.rules import Rule, RuleSpec, as_rules
 from compiler.passes.quantize.storage.scheme import Scheme, as_scheme
 from compiler.passes.quantize.weights import chosen_scheme

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from compiler import jaxprs
-from compiler.passes.factorize.symbolic import Symbolic
+from compiler.passes.factorize.symbolic import Marked, Symbolic
 from compiler.passes.quantize.arithmetic.views import VIEWS
 from compiler.passes.quantize.rounding.accompanied import Accompanied, spread
 
@@ -44,27 +44,8 @@ class Balanced(Accompanied):
         return jaxprs.bind(equation, pair)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Divisor(Symbolic):
-    """An inverse that an earlier pass has put in; stands for its array.
-
-    Attributes:
-        array: the array.
-    """
-
-    array: Any
-
-    def dense(self) -> Any:
-        """The array."""
-        return self.array
-
-    def stacked(self) -> tuple[Any, Callable[[Any], Symbolic]]:
-        """A scan goes along it."""
-        return self.array, type(self)
-
-    def parts(self) -> tuple[Any, Callable[[Any], Symbolic]]:
-        """The array."""
-        return self.array, type(self)
+class Divisor(Marked):
+    """An inverse that an earlier pass has put in."""
 
     def through(
         self, equation: jaxprs.Equation, operands: Sequence[Any], place: int

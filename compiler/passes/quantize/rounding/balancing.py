@@ -91,8 +91,7 @@ class Balancing(Pass):
         together = self._groups(graph, Events(), {})
         if not together:
             return dataclasses.replace(self, batches=None)
-        given = self.decided.found if self.batches is None and self.decided else None
-        found = given or seen(self.name, program, self.batches, self.hessians)
+        found = seen(self.name, program, self.batches, self.hessians, self.decided)
         values = dict(zip(graph.paths, program.values, strict=True))
         made = Factors(found, {}, {}, {})
         for group in together:

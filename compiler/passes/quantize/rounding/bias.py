@@ -15,14 +15,14 @@ from compiler.graph import Graph, drop_dead, free_path
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.factorize.symbolic import evaluate
 from compiler.passes.quantize.arithmetic.operand import Arrangement
-from compiler.passes.quantize.calibrate import Calibration, SiteStatistics
+from compiler.passes.quantize.calibrate import Calibration, SiteStatistics, kept
 from compiler.passes.quantize.physical import encoded
 from compiler.passes.quantize.plan import Decision
 from compiler.passes.quantize.rounding import normal
 from compiler.passes.quantize.rounding.accompanied import Report, spread
 from compiler.passes.quantize.rounding.balance import mean_shift
 from compiler.passes.quantize.rounding.biased import Biased
-from compiler.passes.quantize.rounding.measured import kept, noted, seen, statistics_of
+from compiler.passes.quantize.rounding.measured import noted, seen, statistics_of
 from compiler.passes.quantize.storage.encoding import Encoding
 from compiler.passes.quantize.weights import QuantizeWeights
 from mapping.core import register
@@ -101,8 +101,7 @@ class CorrectBias(Pass):
         planned = step.planned(program.graph)
         if not planned.encodings:
             return dataclasses.replace(self, step=step, batches=None)
-        given = self.decided.found if self.batches is None and self.decided else None
-        found = given or seen("correct_bias", program, self.batches, hessians=False)
+        found = seen("correct_bias", program, self.batches, False, self.decided)
         made = Corrections(found, {}, {}, {})
         after = _stored(step.rewrite(program.graph), program.values)
         before = dict(zip(program.graph.paths, program.values, strict=True))

@@ -13,10 +13,10 @@ import jax
 from compiler.graph import Graph
 from compiler.passes.base import Pass, Rewrite
 from compiler.passes.quantize.arithmetic.activations import Activations
-from compiler.passes.quantize.calibrate import Calibration
+from compiler.passes.quantize.calibrate import Calibration, kept
 from compiler.passes.quantize.physical import Stored
 from compiler.passes.quantize.rounding import feedback, normal
-from compiler.passes.quantize.rounding.measured import hessian_of, kept, noted, seen
+from compiler.passes.quantize.rounding.measured import hessian_of, noted, seen
 from compiler.passes.quantize.rules import RuleSpec, as_rules
 from compiler.passes.quantize.storage.encoding import Encoding
 from compiler.passes.quantize.storage.scheme import Scheme
@@ -101,8 +101,7 @@ class Gptq(QuantizeWeights):
         planned = self.planned(program.graph)
         if not planned.encodings:
             return dataclasses.replace(self, batches=None)
-        given = self.decided.found if self.batches is None and self.decided else None
-        found = given or seen("gptq", program, self.batches, hessians=True)
+        found = seen("gptq", program, self.batches, True, self.decided)
         values = dict(zip(program.graph.paths, program.values, strict=True))
         parts, notes = {}, {}
         for decision in planned.decisions:

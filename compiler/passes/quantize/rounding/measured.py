@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from compiler.program import Program
 
 
-def seen(name: str, program: Program, batches: Any, hessians: bool) -> Calibration:
+def seen(
+    name: str, program: Program, batches: Any, hessians: bool, before: Any
+) -> Calibration:
     """What a program's products are given: measured now, or by the user before.
 
     Args:
@@ -27,10 +29,14 @@ def seen(name: str, program: Program, batches: Any, hessians: bool) -> Calibrati
         program: at this point of the recipe.
         batches: inputs of it, or a [`Calibration`][].
         hessians: whether Hessians are needed.
+        before: what was decided before, with what was `found` then: it counts where
+            no batches are given.
 
     Raises:
         CalibrationError: if there is nothing to measure on, or Hessians are missing.
     """
+    if batches is None and before is not None:
+        return before.found
     if batches is None:
         raise CalibrationError(
             f"quantize.{name}: expected batches to measure activations on, got none. "
@@ -45,12 +51,6 @@ def seen(name: str, program: Program, batches: Any, hessians: bool) -> Calibrati
             "Pass calibrate(program, batches, hessians=True), or the batches."
         )
     return batches
-
-
-def kept(batches: Any) -> Any:
-    """Batches that can be gone through again."""
-    given = batches is None or isinstance(batches, Calibration)
-    return batches if given or hasattr(batches, "__getitem__") else tuple(batches)
 
 
 def hessian_of(decision: Decision, found: Calibration) -> np.ndarray | str:

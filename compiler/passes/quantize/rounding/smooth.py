@@ -12,11 +12,10 @@ import numpy as np
 
 from compiler.graph import Graph, Leaf
 from compiler.passes.factorize.matrix import chosen
-from compiler.passes.quantize.calibrate import Calibration, SiteStatistics
+from compiler.passes.quantize.calibrate import Calibration, SiteStatistics, kept
 from compiler.passes.quantize.rounding.balance import smooth_factors
 from compiler.passes.quantize.rounding.balancing import Balancing
 from compiler.passes.quantize.rounding.groups import Group, Member
-from compiler.passes.quantize.rounding.measured import kept
 from compiler.sites import WeightSite
 from mapping.core import register
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.errors import ConversionError
 from compiler.passes.base import Pass
 from compiler.passes.quantize.arithmetic.activations import Activations
-from compiler.passes.quantize.calibrate import Calibration
+from compiler.passes.quantize.calibrate import Calibration, kept
 from compiler.passes.quantize.dynamic import as_activations
 from compiler.passes.quantize.physical import StaticScales, Stored, encoded
 from compiler.passes.quantize.plan import Plan
@@ -178,8 +178,6 @@ def train(
     if mode != "weights" or activations is not None:
         per = "tensor" if mode == "static" else "token"
         activations = as_activations(activations or "int8", per, True)
-    if batches is not None and not isinstance(batches, Calibration):
-        batches = tuple(batches)
     return QuantizeTrain(
         chosen_scheme(dtype, group, symmetric),
         as_rules(rules, skip),
@@ -189,5 +187,5 @@ def train(
         learned,
         observer,
         None,
-        batches,
+        kept(batches),
     )
