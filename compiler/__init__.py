@@ -29,6 +29,7 @@ from compiler.passes import fold as fold
 from compiler.passes import lora as lora
 from compiler.passes import low_rank as low_rank
 from compiler.passes import merge as merge
+from compiler.passes import prune as prune
 from compiler.passes import quantize as quantize
 from compiler.passes import remat as remat
 from compiler.passes import replace as replace

@@ -75,3 +75,15 @@ class ConversionError(CompilerError, TypeError):
 
 class BudgetError(CompilerError, ValueError):
     """A budget of bytes or time is smaller than what a program can be made to take."""
+
+
+class PlanError(CompilerError, ValueError):
+    """A plan of what is pruned is malformed, or does not fit what it is applied to."""
+
+
+class TapError(CompilerError, ValueError):
+    """A value inside a program cannot be handed out."""
+
+
+class DistillError(CompilerError, ValueError):
+    """A student and its teacher do not fit each other, or a loss that compares them."""

@@ -7,8 +7,16 @@ what is computed from them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping as Dict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from mapping.core import path_string
+
+if TYPE_CHECKING:
+    from compiler.graph import Graph
 
 
 def returned(variables: Dict[str, Any], outputs: Dict[str, Any]) -> frozenset[str]:
@@ -33,6 +41,37 @@ def returned(variables: Dict[str, Any], outputs: Dict[str, Any]) -> frozenset[st
     return frozenset(
         path for path, leaf in variables.items() if _signature(path, leaf) in there
     )
+
+
+def counterparts(graph: Graph) -> dict[int, int]:
+    """For each output that is a new value of a leaf, the leaf's position.
+
+    Where several would do, the one whose path has most names in common, from the end.
+    """
+    if not graph.carried:
+        return {}
+    free = {i for i, leaf in enumerate(graph.leaves) if leaf.path in graph.carried}
+    numbered = jax.tree.unflatten(graph.out_tree, range(len(graph.outputs)))
+    found = {}
+    for names, place in jax.tree_util.tree_leaves_with_path(numbered):
+        path, spec = path_string(names), graph.outputs[place]
+        own = [
+            i
+            for i in sorted(free)
+            if _signature(graph.leaves[i].path, graph.leaves[i].spec)
+            == _signature(path, spec)
+        ]
+        if own:
+            best = max(own, key=lambda i: _shared(graph.leaves[i].path, path))
+            found[place] = best
+            free.discard(best)
+    return found
+
+
+def _shared(one: str, other: str) -> int:
+    """How many names two paths end in alike."""
+    pairs = zip(reversed(one.split("/")), reversed(other.split("/")), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _signature(path: str, leaf: Any) -> tuple[str, Any, str]:

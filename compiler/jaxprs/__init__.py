@@ -25,6 +25,11 @@ from compiler.jaxprs.calls import scan_counts as scan_counts
 from compiler.jaxprs.calls import takes_constants as takes_constants
 from compiler.jaxprs.calls import with_params as with_params
 from compiler.jaxprs.calls import with_scan_counts as with_scan_counts
+from compiler.jaxprs.derivatives import Backward as Backward
+from compiler.jaxprs.derivatives import Forward as Forward
+from compiler.jaxprs.derivatives import backward_rule as backward_rule
+from compiler.jaxprs.derivatives import forward_rule as forward_rule
+from compiler.jaxprs.derivatives import no_tangent as no_tangent
 from compiler.jaxprs.emit import bind as bind
 from compiler.jaxprs.emit import primitive as primitive
 from compiler.jaxprs.emit import rebind as rebind

@@ -1,5 +1,6 @@
 """Passes: program in, program out. Composed with `>>`."""
 
+from compiler.passes import prune as prune
 from compiler.passes import quantize as quantize
 from compiler.passes.adapt import lora as lora
 from compiler.passes.adapt import merge as merge

@@ -30,6 +30,8 @@ class Rewrite:
         graph: the new graph.
         prepare: its leaves, from the old ones; None where they are the same.
         events: what fired, and what was skipped and why.
+        resized: places of the outputs that may become smaller: new values of leaves
+            that did, and what the user asked to have made smaller.
 
     >>> import jax.numpy as jnp, compiler as mc
     >>> class Nothing(Pass):
@@ -43,6 +45,7 @@ class Rewrite:
     graph: Graph
     prepare: Prepare | None = None
     events: Events = dataclasses.field(default_factory=Events)
+    resized: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +202,8 @@ def verify(before: Graph, rewrite: Rewrite, name: str) -> None:
         raise VerifyError(f"{name}: {error}") from error.__cause__
     for what in ("inputs", "outputs"):
         old, new = getattr(before, what), getattr(rewrite.graph, what)
-        if [(s.shape, s.dtype) for s in old] != [(s.shape, s.dtype) for s in new]:
+        free = rewrite.resized if what == "outputs" else frozenset()
+        if _signatures(old, free) != _signatures(new, free):
             raise VerifyError(
                 f"{name}: changed the {what} from {describe(old)} to {describe(new)}. "
                 "A pass must keep them."
@@ -212,3 +216,13 @@ def verify(before: Graph, rewrite: Rewrite, name: str) -> None:
                     f"{name}: prepares {leaf.path} as {describe(got)}, the graph "
                     f"takes {describe(leaf.spec)}."
                 )
+
+
+def _signatures(
+    specs: Sequence[jax.ShapeDtypeStruct], free: frozenset[int]
+) -> list[tuple[Any, ...]]:
+    """What must stay of some arrays: of those that are free the rank alone."""
+    return [
+        (len(spec.shape) if place in free else spec.shape, spec.dtype)
+        for place, spec in enumerate(specs)
+    ]
