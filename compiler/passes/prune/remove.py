@@ -22,9 +22,13 @@ class Remove(Pass):
 
     Attributes:
         plan: what goes.
+        skipped: what was left as it is when it was decided, and why.
     """
 
     plan: Plan = dataclasses.field(default_factory=Plan)
+    skipped: tuple[Event, ...] = dataclasses.field(
+        default=(), repr=False, compare=False
+    )
 
     def rewrite(self, graph: Graph) -> Rewrite:
         """The graph on smaller leaves; itself if they are as small already.
@@ -33,7 +37,7 @@ class Remove(Pass):
             PlanError: if the plan is not about this graph, or removes a part of what
                 goes together in it.
         """
-        plan, events = self.plan, Events()
+        plan, events = self.plan, Events(skipped=list(self.skipped))
         mine = [leaf for leaf in graph.leaves if plan.axes(leaf.path)]
         if plan and not mine:
             names = ", ".join(path for path, _, _ in plan.removed[:3])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping as Dict
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 from compiler import jaxprs
 from compiler.passes.prune.structure.frame import Frame, Place
 from compiler.passes.prune.structure.known import (
+    extent_result,
+    is_extent,
     known_constant,
     known_result,
 )
 from compiler.passes.prune.structure.labels import Axes, Labels, Vector
+from compiler.passes.prune.structure.numbers import Numbers, follow
 from compiler.passes.prune.structure.registry import Registry
 from compiler.paths import join
 
@@ -25,6 +30,7 @@ class Roles:
     head_dim: list[Vector] = dataclasses.field(default_factory=list)
     experts: list[Vector] = dataclasses.field(default_factory=list)
     layers: list[Vector] = dataclasses.field(default_factory=list)
+    chosen: list[Vector] = dataclasses.field(default_factory=list)
 
 
 class Analysis:
@@ -53,21 +59,21 @@ class Analysis:
         jaxpr: jaxprs.Jaxpr,
         axes: Sequence[Axes],
         *,
-        scope: str = "",
-        outer: Frame | None = None,
+        caller: Place | None = None,
         operands: Sequence[Any] = (),
+        numbers: Dict[Any, Numbers] = MappingProxyType({}),
     ) -> Frame:
         """Goes through a jaxpr.
 
         Args:
             jaxpr: a closed jaxpr.
             axes: the labels of its inputs' axes.
-            scope: the names around it.
-            outer: the frame it is called from.
-            operands: the variables of that frame its inputs are; None for those that
+            caller: the equation whose body it is.
+            operands: the equation's operands that its inputs are; None for those that
                 change from one iteration to the next.
+            numbers: of inputs that number indices, by variable.
         """
-        frame = Frame(jaxpr)
+        frame = Frame(jaxpr, caller=caller)
         pairs = zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
         for var, constant in pairs:
             frame.axes[var] = self._free(var)
@@ -75,10 +81,11 @@ class Analysis:
             if (value := known_constant(constant)) is not None:
                 frame.values[var] = value
         frame.axes |= zip(jaxpr.jaxpr.invars, axes, strict=True)
-        if outer is not None:
-            self._inherit(frame, outer, operands)
+        if caller is not None and operands:
+            self._inherit(frame, caller.frame, operands)
+        frame.numbers |= numbers
         for equation in jaxprs.equations(jaxpr):
-            self._equation(frame, equation, scope)
+            self._equation(frame, equation)
         return frame
 
     def _free(self, var: Any) -> Axes:
@@ -92,13 +99,18 @@ class Analysis:
                 continue
             if (value := outer.value(operand)) is not None:
                 frame.values[var] = value
-            if (summed := outer.sum(operand)) is not None:
+            if summed := outer.sum(operand):
                 frame.sums[var] = summed
+            if not jaxprs.is_literal(operand) and operand in outer.extents:
+                frame.extents[var] = outer.extents[operand]
+            if (numbers := outer.number(operand)) is not None:
+                frame.numbers[var] = numbers
             if outer.is_early(operand):
                 frame.early.add(var)
 
-    def _equation(self, frame: Frame, equation: jaxprs.Equation, scope: str) -> None:
-        own = join(scope, jaxprs.scope(equation))
+    def _equation(self, frame: Frame, equation: jaxprs.Equation) -> None:
+        around = "" if frame.caller is None else frame.caller.scope
+        own = join(around, jaxprs.scope(equation))
         operands = [frame.labels(operand) for operand in equation.invars]
         place = Place(equation, frame, self, own, operands)
         cause = self.labels.atoms.cause = len(self.places)
@@ -113,6 +125,7 @@ class Analysis:
             for var, axes in zip(equation.outvars, results, strict=True)
         ]
         frame.axes |= zip(equation.outvars, place.results, strict=True)
+        follow(place)
 
     def _follow(self, frame: Frame, equation: jaxprs.Equation) -> None:
         """Notes what is known, and what follows from leaves alone."""
@@ -123,6 +136,9 @@ class Analysis:
             result = known_result(equation, values)
             if result is not None:
                 frame.values[equation.outvars[0]] = result
+            if is_extent(equation, frame.extents):
+                extent = extent_result(equation, frame.extents, values)
+                frame.extents[equation.outvars[0]] = extent
 
     def _checked(self, place: Place, var: Any, axes: Axes) -> Axes:
         """Labels that fit a variable; one index picked out of an axis stays."""

@@ -14,6 +14,7 @@ from compiler.graph import read
 from compiler.passes.prune.structure.atoms import STAYS, Array
 from compiler.passes.prune.structure.frame import Frame, Place
 from compiler.passes.prune.structure.labels import Axes, Labels, Vector
+from compiler.passes.prune.structure.numbers import renumbered
 from compiler.passes.prune.structure.registry import Registry
 from mapping.core import describe
 
@@ -117,6 +118,8 @@ class Emit:
 
     def _emitted(self, place: Place, values: list[Any]) -> list[Any]:
         rule = self._rules.of(place.equation.primitive.name)
+        if place.counted and not self.masking:
+            values = renumbered(self, place, values)
         face = rule.mask if self.masking else rule.shrink
         results = face(self, place, values)
         for number, (var, result) in enumerate(

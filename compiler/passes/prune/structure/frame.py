@@ -9,6 +9,7 @@ from compiler import jaxprs
 from compiler.passes.prune.structure.atoms import Array
 from compiler.passes.prune.structure.known import known_literal
 from compiler.passes.prune.structure.labels import Axes, Vector
+from compiler.passes.prune.structure.numbers import Numbering, Numbers
 
 if TYPE_CHECKING:
     from compiler.passes.prune.structure.analysis import Analysis
@@ -19,11 +20,11 @@ class Sum:
     """A value that is a sum over axes, some of which may become shorter.
 
     Attributes:
-        count: over how many numbers.
+        count: over how many numbers; may be a symbol.
         axes: the labels and extents of the axes.
     """
 
-    count: int
+    count: Any
     axes: tuple[tuple[Vector, int], ...]
 
 
@@ -40,6 +41,8 @@ class Place:
         results: the labels of its results' axes, once the rule has given them.
         note: what the rule for labels tells those for shrinking and masking.
         frames: of the jaxprs inside it, by name.
+        computes: whether it computes with numbers of indices, which fixes these.
+        counted: operands that meet numbers of indices, and are counted as these are.
     """
 
     equation: jaxprs.Equation
@@ -50,6 +53,15 @@ class Place:
     results: list[Axes] = dataclasses.field(default_factory=list)
     note: Any = None
     frames: dict[Any, Frame] = dataclasses.field(default_factory=dict)
+    computes: bool = False
+    counted: list[tuple[int, Numbering, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """The line of user code it comes from: its own, or its call's."""
+        caller = self.frame.caller
+        own = jaxprs.source(self.equation)
+        return own or ("" if caller is None else caller.source)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -69,6 +81,10 @@ class Place:
         """The value of an operand, if it is known without any input."""
         return self.frame.value(self.equation.invars[operand])
 
+    def number(self, operand: int) -> Numbers | None:
+        """What the integers of an operand number, if they do."""
+        return self.frame.number(self.equation.invars[operand])
+
     def freeze(self, *vectors: Vector) -> None:
         """Lets axes stay as they are, here."""
         for vector in vectors:
@@ -86,17 +102,25 @@ class Frame:
         jaxpr: the closed jaxpr.
         axes: the labels of each variable's axes.
         values: of variables that are known without any input.
-        sums: of variables that are sums over axes.
+        sums: of variables that are sums over axes, what they may be taken for: the
+            sum of the last step, of the last two, and so on.
+        extents: of variables that are computed from extents that are symbols: what they
+            are, None if nobody can tell.
         early: variables that follow from leaves and constants alone.
+        numbers: of integers that number indices of an axis, which.
         places: of its equations, in order.
+        caller: the equation it is a body of; None for the whole.
     """
 
     jaxpr: jaxprs.Jaxpr
     axes: dict[Any, Axes] = dataclasses.field(default_factory=dict)
     values: dict[Any, Array] = dataclasses.field(default_factory=dict)
-    sums: dict[Any, Sum] = dataclasses.field(default_factory=dict)
+    sums: dict[Any, tuple[Sum, ...]] = dataclasses.field(default_factory=dict)
+    extents: dict[Any, Any] = dataclasses.field(default_factory=dict)
     early: set[Any] = dataclasses.field(default_factory=set)
+    numbers: dict[Any, Numbers] = dataclasses.field(default_factory=dict)
     places: list[Place] = dataclasses.field(default_factory=list)
+    caller: Place | None = None
 
     def labels(self, operand: Any) -> Axes:
         """The labels of an operand's axes; those of a literal stay."""
@@ -114,9 +138,13 @@ class Frame:
         """Whether an operand follows from leaves and constants alone."""
         return jaxprs.is_literal(operand) or operand in self.early
 
-    def sum(self, operand: Any) -> Sum | None:
-        """The sum an operand is, if it is one."""
-        return None if jaxprs.is_literal(operand) else self.sums.get(operand)
+    def sum(self, operand: Any) -> tuple[Sum, ...]:
+        """The sums an operand may be taken for, none if it is no sum."""
+        return () if jaxprs.is_literal(operand) else self.sums.get(operand, ())
+
+    def number(self, operand: Any) -> Numbers | None:
+        """What integers number, if they do."""
+        return None if jaxprs.is_literal(operand) else self.numbers.get(operand)
 
     @property
     def outputs(self) -> list[Axes]:

@@ -162,12 +162,12 @@ def _group(
 def _kind(analysis: Analysis, atoms: Array) -> str:
     """What something special is done along these, if anything is."""
     roles = analysis.roles
-    for kind in ("layers", "heads", "experts", "head_dim"):
+    for kind in ("layers", "chosen", "heads", "experts", "head_dim"):
         for vector in getattr(roles, kind):
             if vector is not None:
                 labels = analysis.labels.atoms.resolve(vector)
                 if np.isin(atoms[0], labels):
-                    return kind
+                    return "experts" if kind == "chosen" else kind
     return "channels"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Dict
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,42 @@ def known_result(
     with np.errstate(all="ignore"):
         result = evaluate(equation.params, *values)
     return None if result is None else np.asarray(result).astype(aval.dtype)
+
+
+def is_extent(equation: jaxprs.Equation, extents: Dict[Any, Any]) -> bool:
+    """Whether an equation computes with extents that are symbols."""
+    given = jaxprs.reads(equation.invars)
+    return equation.primitive.name == "dim_as_value" or any(v in extents for v in given)
+
+
+def extent_result(
+    equation: jaxprs.Equation, extents: Dict[Any, Any], values: Sequence[Array | None]
+) -> Any:
+    """The extent an equation gives, None if nobody can tell."""
+    name = equation.primitive.name
+    if name == "dim_as_value":
+        return equation.params["dim"]
+    pairs = zip(equation.invars, values, strict=True)
+    given = [_extent(operand, value, extents) for operand, value in pairs]
+    if name in _SAME and given[0] is not None:
+        return given[0]
+    compute = _ON_EXTENTS.get(name)
+    if compute is None or len(given) != 2 or None in given:
+        return None
+    return compute(*given)
+
+
+def _extent(operand: Any, value: Array | None, extents: Dict[Any, Any]) -> Any:
+    if value is not None:
+        number = float(value.flat[0]) if value.size else 0.5
+        return int(number) if number.is_integer() and value.ndim == 0 else None
+    return None if jaxprs.is_literal(operand) else extents.get(operand)
+
+
+_SAME = frozenset(
+    ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "stop_gradient")
+)
+_ON_EXTENTS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:

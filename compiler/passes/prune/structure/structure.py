@@ -22,6 +22,7 @@ from compiler.passes.prune.structure.atoms import STAYS, Array
 from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.groups import Group, find_groups
 from compiler.passes.prune.structure.labels import Axes
+from compiler.passes.prune.structure.numbers import fix
 from compiler.passes.prune.structure.registry import RULES
 from compiler.updates import counterparts
 
@@ -43,7 +44,7 @@ class Structure:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.analysis = Analysis(RULES)
-        self.leaves = [_free(self.analysis, leaf) for leaf in graph.leaves]
+        self.leaves = [free(self.analysis, leaf) for leaf in graph.leaves]
         inputs = [(None,) * len(spec.shape) for spec in graph.inputs]
         self.frame = self.analysis.enter(graph.jaxpr, [*self.leaves, *inputs])
         self.resized = frozenset(self._outputs())
@@ -54,6 +55,7 @@ class Structure:
         pairs, resized = counterparts(self.graph), []
         for place, axes in enumerate(self.frame.outputs):
             atoms.cause = OUTPUT - place
+            fix(labels, self.frame.number(self.graph.jaxpr.jaxpr.outvars[place]))
             if place in pairs:
                 for one, other in zip(axes, self.leaves[pairs[place]], strict=True):
                     labels.unify(one, other)
@@ -212,7 +214,8 @@ def _kept(plan: Plan, leaf: Leaf) -> dict[int, Array]:
     return kept
 
 
-def _free(analysis: Analysis, leaf: Leaf) -> Axes:
+def free(analysis: Analysis, leaf: Leaf) -> Axes:
+    """Labels of a leaf's axes, each index of which may go."""
     if jax.dtypes.issubdtype(leaf.spec.dtype, jax.dtypes.extended):
         return (None,) * len(leaf.spec.shape)
     return tuple(analysis.labels.fresh(n, family=True) for n in leaf.spec.shape)

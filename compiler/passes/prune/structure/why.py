@@ -7,7 +7,6 @@ import dataclasses
 
 import numpy as np
 
-from compiler import jaxprs
 from compiler.passes.prune.structure.atoms import STAYS
 from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.structure import OUTPUT, Structure
@@ -112,7 +111,7 @@ class Reasons:
             tuple(indices),
             _what(self._found, place),
             place.scope,
-            jaxprs.source(place.equation),
+            place.source,
             through,
         )
 
@@ -128,6 +127,8 @@ def _what(found: Structure, place: Place) -> str:
     name = place.equation.primitive.name
     if place in found.analysis.unknown:
         return f"{name} has no rule for pruning"
+    if place.computes:
+        return f"{name} computes with numbers of its indices"
     return _FIXES.get(name, f"{name} joins it with an axis that is an input's or fixed")
 
 
@@ -143,6 +144,12 @@ _FIXES = {
     "dynamic_update_slice": "dynamic_update_slice writes a part that is not known",
     "cumsum": "cumsum goes along it",
     "fft": "fft goes along it",
+    "cholesky": "cholesky works on matrices",
+    "eigh": "eigh works on matrices",
+    "lu": "lu works on matrices",
+    "qr": "qr works on matrices",
+    "svd": "svd works on matrices",
+    "triangular_solve": "triangular_solve works on matrices",
     "unstack": "unstack takes it apart",
     "scan": "scan goes along it, or carries it with an axis that is fixed",
     "reshape": "reshape divides it in a way that no removal keeps",

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Dict
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from compiler import jaxprs
 from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.frame import Frame, Place
 from compiler.passes.prune.structure.labels import Axes, Vector
+from compiler.passes.prune.structure.numbers import Numbering, first_of, fix, together
 from compiler.passes.prune.structure.registry import RULES
 
 
-def entered(place: Place, number: int, axes: Sequence[Axes], carried: bool) -> Frame:
+def entered(
+    place: Place,
+    number: int,
+    axes: Sequence[Axes],
+    carried: bool,
+    turning: Dict[int, Numbering] = MappingProxyType({}),
+) -> Frame:
     """Goes into one of an equation's bodies.
 
     Args:
@@ -22,6 +32,7 @@ def entered(place: Place, number: int, axes: Sequence[Axes], carried: bool) -> F
         number: which of its bodies.
         axes: the labels of the body's inputs.
         carried: whether what changes between iterations is told by the body.
+        turning: by the position of an operand, what its integers number.
     """
     body = jaxprs.bodies(place.equation)[number]
     operands = [
@@ -31,9 +42,15 @@ def entered(place: Place, number: int, axes: Sequence[Axes], carried: bool) -> F
     frame = place.analysis.enter(
         body.jaxpr,
         axes,
-        scope=place.scope,
-        outer=place.frame,
+        caller=place,
         operands=operands,
+        numbers={
+            var: turning[position]
+            for var, position in zip(
+                body.jaxpr.jaxpr.invars, body.operands, strict=True
+            )
+            if position in turning
+        },
     )
     place.frames[number] = frame
     return frame
@@ -46,8 +63,39 @@ def pass_facts(place: Place, frame: Frame) -> None:
     ):
         if (value := frame.value(inner)) is not None:
             place.frame.values[outer] = value
-        if (summed := frame.sum(inner)) is not None:
+        if summed := frame.sum(inner):
             place.frame.sums[outer] = summed
+        if not jaxprs.is_literal(inner) and inner in frame.extents:
+            place.frame.extents[outer] = frame.extents[inner]
+        if (numbers := frame.number(inner)) is not None:
+            place.frame.numbers[outer] = numbers
+
+
+def _turning(place: Place, first: int, count: int) -> dict[int, Numbering]:
+    """What the integers that a loop carries number, which may be told inside it."""
+    found = {}
+    for position in range(first, first + count):
+        var = place.equation.invars[position]
+        own = place.number(position)
+        if jaxprs.is_array(var) and jnp.issubdtype(var.aval.dtype, jnp.integer):
+            known = isinstance(own, Numbering) and not own.root.free
+            found[position] = own if known else Numbering()
+        else:
+            fix(place.labels, own)
+    return found
+
+
+def _turned(
+    place: Place, turning: dict[int, Numbering], frame: Frame, first: int
+) -> None:
+    """What comes out of a turn numbers what went in, and so does what came first."""
+    for position, one in turning.items():
+        result = position - first
+        again = frame.jaxpr.jaxpr.outvars[result]
+        together(place, one, position, frame.number(again), None)
+        if (own := place.number(position)) is not one:
+            together(place, one, position, own, place.known(position))
+        place.frame.numbers[place.equation.outvars[result]] = one
 
 
 def traced(emit: Emit, frame: Frame, values: Sequence[Any]) -> jaxprs.Jaxpr:
@@ -101,7 +149,15 @@ def scan(place: Place) -> list[Axes]:
     given, labels = place.operands, place.labels
     steps = _steps(place, first)
     inner = [*given[:first], *(axes[1:] for axes in given[first:])]
-    frame = entered(place, 0, inner, carried=True)
+    turning = _turning(place, constants, carry)
+    frame = entered(place, 0, inner, carried=True, turning=turning)
+    _turned(place, turning, frame, constants)
+    stacked = frame.jaxpr.jaxpr.outvars[carry:], place.equation.outvars[carry:]
+    for var, result in zip(*stacked, strict=True):
+        if isinstance(numbers := frame.number(var), Numbering) and not numbers.free:
+            place.frame.numbers[result] = numbers
+        else:
+            fix(labels, numbers)
     outputs = frame.outputs
     carried = [
         tuple(map(labels.unify, before, after))
@@ -138,11 +194,15 @@ def _while(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
 def loop(place: Place) -> list[Axes]:
     """What is carried is one before and after."""
     condition, body = jaxprs.bodies(place.equation)
-    entered(place, 0, [place.operands[i] for i in condition.operands], carried=True)
-    inner = [place.operands[i] for i in body.operands]
-    frame = entered(place, 1, inner, carried=True)
     count = len(place.equation.outvars)
-    before = place.operands[len(place.operands) - count :]
+    first = len(place.operands) - count
+    turning = _turning(place, first, count)
+    asked = [place.operands[i] for i in condition.operands]
+    entered(place, 0, asked, carried=True, turning=turning)
+    inner = [place.operands[i] for i in body.operands]
+    frame = entered(place, 1, inner, carried=True, turning=turning)
+    _turned(place, turning, frame, first)
+    before = place.operands[first:]
     return [
         tuple(map(place.labels.unify, one, other))
         for one, other in zip(before, frame.outputs, strict=True)
@@ -162,4 +222,14 @@ def branches(place: Place) -> list[Axes]:
             if number
             else outputs
         )
+    fix(place.labels, place.number(0))
+    for result, var in enumerate(place.equation.outvars):
+        outs = [f.jaxpr.jaxpr.outvars[result] for f in place.frames.values()]
+        pairs = zip(place.frames.values(), outs, strict=True)
+        given = [frame.number(out) for frame, out in pairs]
+        one = first_of(given)
+        for other in given if one else ():
+            together(place, one, 0, other, None)
+        if one:
+            place.frame.numbers[var] = one
     return results

@@ -20,7 +20,7 @@ def _in_rule(place: Place, jaxpr: jaxprs.Jaxpr, axes: list[Axes]) -> Frame:
     analysis = place.analysis
     analysis.in_rule = True
     try:
-        return analysis.enter(jaxpr, axes, scope=place.scope)
+        return analysis.enter(jaxpr, axes, caller=place)
     finally:
         analysis.in_rule = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt
 ceil clamp clz complex conj copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp
 exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to
-lgamma log log1p logistic lt lt_to max min mul_add nan_to_num name ne neg nextafter not
+lgamma log log1p logistic lt lt_to max min mul_add nan_to_num name ne nextafter not
 or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem
 round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
 sqrt square sub tan tanh threefry2x32 xor zeta
@@ -63,7 +64,7 @@ def alike(place: Place) -> list[Axes]:
     for operand, result in zip(
         place.equation.invars, place.equation.outvars, strict=True
     ):
-        if (summed := place.frame.sum(operand)) is not None:
+        if summed := place.frame.sum(operand):
             place.frame.sums[result] = summed
     return list(place.operands)
 
@@ -82,16 +83,36 @@ def corrected(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
     """A sum over fewer numbers is divided by how many there are."""
     if place.note is not None:
         summed, less, operand = place.note
-        count = 1
-        for vector, extent in summed.axes:
-            count *= emit.count(vector, extent)
-        if count != summed.count:
-            old, values = values[operand], list(values)
-            by = count - less
-            size = by if place.equation.primitive.name == "div" else 1 / max(by, 1)
-            dtype = place.equation.invars[operand].aval.dtype
-            values[operand] = jnp.full(np.shape(old), size, dtype)
+        parts = [(v, n) for v, n in summed.axes if v is not None]
+        before = math.prod(n for _, n in parts)
+        after = math.prod(emit.count(v, n) for v, n in parts)
+        if before != after:
+            values = list(values)
+            values[operand] = _counted(place, values[operand], less, before, after)
     return jaxprs.bind(place.equation, values)
+
+
+def _counted(place: Place, old: Any, less: int, before: int, after: int) -> Any:
+    """The number that a sum is divided by, or multiplied with, when it is shorter.
+
+    Where it comes from an extent that is a symbol it is scaled; else written anew.
+    """
+    summed, _, operand = place.note
+    if not isinstance(summed.count, int):
+        one = jnp.asarray(less, old.dtype)
+        return (old + one) * jnp.asarray(after / before, old.dtype) - one
+    by = summed.count // before * after - less
+    size = by if place.equation.primitive.name == "div" else 1 / max(by, 1)
+    dtype = place.equation.invars[operand].aval.dtype
+    return jnp.full(np.shape(old), size, dtype)
+
+
+@RULES.on("neg")
+def negated(place: Place) -> Sequence[Axes]:
+    """Elementwise; what is negated is still a sum."""
+    if summed := place.frame.sum(place.equation.invars[0]):
+        place.frame.sums[place.equation.outvars[0]] = summed
+    return elementwise(place)
 
 
 @RULES.on("mul", "div", shrink=corrected, mask=corrected)
@@ -106,18 +127,40 @@ def _mean(place: Place) -> tuple[Sum, int, int] | None:
     tells them."""
     divides = place.equation.primitive.name == "div"
     for one, other in ((0, 1),) if divides else ((0, 1), (1, 0)):
-        summed = place.frame.sum(place.equation.invars[one])
-        factor = place.known(other)
-        if summed is None or factor is None or not factor.size:
-            continue
-        by = float(factor.flat[0])
-        by = by if divides else (1 / by if by else 0.0)
-        if not (factor == factor.flat[0]).all():
-            continue
-        for less in (0, 1):
-            if summed.count > less and abs(by / (summed.count - less) - 1) < _NEAR:
+        found = place.frame.sum(place.equation.invars[one])
+        for summed in found:
+            less = _less(place, summed, other, divides)
+            if less is not None:
                 return summed, less, other
+        if found and _depends_on_extents(place, other):  # on which, nobody can tell
+            place.freeze(*(vector for vector, _ in found[-1].axes))
+        elif found and place.known(other) is not None:
+            place.frame.sums[place.equation.outvars[0]] = found
     return None
+
+
+def _less(place: Place, summed: Sum, operand: int, divides: bool) -> int | None:
+    """How much less than the count of a sum an operand is, None if it is another."""
+    factor = place.known(operand)
+    if _depends_on_extents(place, operand):
+        extent = place.frame.extents[place.equation.invars[operand]]
+        found = [n for n in (0, 1) if extent is not None and extent == summed.count - n]
+        return found[0] if found and divides else None
+    if factor is None or not factor.size or not isinstance(summed.count, int):
+        return None
+    by = float(factor.flat[0])
+    by = by if divides else (1 / by if by else 0.0)
+    if not (factor == factor.flat[0]).all():
+        return None
+    for less in (0, 1):
+        if summed.count > less and abs(by / (summed.count - less) - 1) < _NEAR:
+            return less
+    return None
+
+
+def _depends_on_extents(place: Place, operand: int) -> bool:
+    var = place.equation.invars[operand]
+    return not jaxprs.is_literal(var) and var in place.frame.extents
 
 
 _NEAR = 4e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from compiler.passes.prune.structure.atoms import Array
 from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.labels import Axes, Vector
+from compiler.passes.prune.structure.numbers import Numbering, first_of, fix, together
 from compiler.passes.prune.structure.registry import RULES
 from compiler.passes.prune.structure.rules.parts import remap
 
@@ -51,9 +53,12 @@ def gather(place: Place) -> list[Axes]:
         for i in range(len(shape))
         if i not in numbers.collapsed_slice_dims and i not in batched
     ]
+    single = list(numbers.collapsed_slice_dims)
     for target, axis in zip(offsets, window, strict=True):
         if sizes[axis] == shape[axis]:
             axes[target] = operand[axis]
+        elif sizes[axis] == 1:
+            single.append(axis)
         else:
             place.freeze(operand[axis])
     others = [i for i in range(rank) if i not in offsets]
@@ -62,15 +67,45 @@ def gather(place: Place) -> list[Axes]:
         axis = numbers.start_index_map[0]
         place.note = axis, known, others[0]
         vector = operand[axis]
+        place.freeze(*(operand[i] for i in single if i != axis))
         axes[others[0]] = None if vector is None else vector[known]
         return [tuple(axes)]
-    place.freeze(*(operand[i] for i in numbers.collapsed_slice_dims))
+    looked_up(place, operand, numbers.start_index_map, single)
+    if isinstance(own := place.number(0), Numbering) and not own.root.free:
+        place.frame.numbers[place.equation.outvars[0]] = own
     for target, vector in zip(others, indices[:-1], strict=True):
         axes[target] = vector
     pairs = zip(batched, numbers.start_indices_batching_dims, strict=True)
     for axis, index in pairs:
         axes[others[index]] = place.labels.unify(operand[axis], indices[index])
     return [tuple(axes)]
+
+
+def looked_up(
+    place: Place, operand: Axes, along: Sequence[int], single: Sequence[int]
+) -> None:
+    """The axes of which single indices are taken stay, if these are no numbers of them.
+
+    Args:
+        place: of the look-up; its second operand are the indices.
+        operand: the axes of what is looked up in.
+        along: for each number of an index the axis it is along.
+        single: the axes.
+    """
+    numbers = place.number(1)
+    each = numbers if isinstance(numbers, tuple) else (numbers,) * len(along)
+    if numbers is not None and not isinstance(numbers, tuple) and len(along) > 1:
+        fix(place.labels, numbers)
+        each = (None,) * len(along)
+    told = dict(zip(along, each, strict=True))
+    for axis in single:
+        one = told.pop(axis, None)
+        if one is None or one.root.free:
+            place.freeze(operand[axis])
+        else:
+            one.along(place.labels, operand[axis])
+    for one in told.values():
+        fix(place.labels, one)
 
 
 def _known_indices(place: Place) -> Array | None:
@@ -109,10 +144,17 @@ def scatter(place: Place) -> list[Axes]:
         else:
             place.freeze(operand[axis], updates[source])
             axes[axis] = None
-    for axis in numbers.inserted_window_dims:
-        place.freeze(operand[axis])
-        axes[axis] = None
-    others = [i for i in range(len(given)) if i not in updated]
+    indexed = numbers.scatter_dims_to_operand_dims
+    looked_up(place, operand, indexed, numbers.inserted_window_dims)
+    given = [place.number(which) for which in (0, 1, 2)]
+    if place.equation.primitive.name == "scatter" and (one := first_of(given[::2])):
+        for which in (0, 2):
+            together(place, one, which, given[which], place.known(which))
+        place.frame.numbers[place.equation.outvars[0]] = one
+    for which in (0, 2):
+        if not place.frame.number(place.equation.outvars[0]):
+            fix(place.labels, given[which])
+    others = [i for i in range(len(place.shape(2))) if i not in updated]
     for source, vector in zip(others, indices[:-1], strict=True):
         unify(updates[source], vector)
     pairs = zip(batched, numbers.scatter_indices_batching_dims, strict=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from compiler import jaxprs
+from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.labels import Axes, Vector
+from compiler.passes.prune.structure.numbers import Numbering
 from compiler.passes.prune.structure.registry import RULES
+from compiler.passes.prune.structure.rules.reductions import lowest
 
 
 @RULES.on("sort")
@@ -16,19 +22,30 @@ def sort(place: Place) -> list[Axes]:
         for i, vector in enumerate(labels):
             if i == along:
                 place.freeze(vector)
-            else:
-                axes[i] = place.labels.unify(axes[i], vector)
-    axes[along] = None
+            axes[i] = place.labels.unify(axes[i], vector)
     return [tuple(axes)] * len(place.operands)
 
 
-@RULES.on("top_k", "approx_top_k")
-def top_k(place: Place) -> list[Axes]:
-    """The axis that is searched stays."""
-    operand = place.operands[0]
+def _masked_top(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
+    along = _searched(place)
+    neutral = lowest(values[0].dtype)
+    filled = emit.fill(values[0], place.operands[0], [along], neutral)
+    return jaxprs.bind(place.equation, [filled])
+
+
+def _searched(place: Place) -> int:
     along = place.params.get("axis", place.params.get("reduction_dimension", -1))
-    along %= len(operand)
-    place.freeze(operand[along])
+    return along % len(place.operands[0])
+
+
+@RULES.on("top_k", "approx_top_k", mask=_masked_top)
+def top_k(place: Place) -> list[Axes]:
+    """What it gives are numbers of the indices of the axis that is searched."""
+    operand, along = place.operands[0], _searched(place)
+    place.analysis.minimum.append((operand[along], place.params["k"]))
+    place.analysis.roles.chosen.append(operand[along])
+    numbers = Numbering.of(operand[along])
+    place.frame.numbers[place.equation.outvars[1]] = numbers
     kept = tuple(None if i == along else v for i, v in enumerate(operand))
     return [kept, kept]
 

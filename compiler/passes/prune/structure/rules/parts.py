@@ -13,6 +13,7 @@ from compiler.passes.prune.structure.atoms import Array
 from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.labels import Axes, Vector
+from compiler.passes.prune.structure.numbers import Numbering, fix
 from compiler.passes.prune.structure.registry import RULES
 
 
@@ -211,8 +212,17 @@ def window(place: Place) -> list[Axes]:
         elif starts is not None:
             axes.append(vector[starts[axis] : starts[axis] + size])
         else:
-            place.freeze(vector)
+            one = place.number(1 + axis)
+            if size == 1 and isinstance(one, Numbering) and not one.root.free:
+                one.along(place.labels, vector)
+            else:
+                place.freeze(vector)
             axes.append(None)
+    for axis in range(len(shape)):
+        if sizes[axis] != 1:
+            fix(place.labels, place.number(1 + axis))
+    if isinstance(own := place.number(0), Numbering) and not own.root.free:
+        place.frame.numbers[place.equation.outvars[0]] = own
     return [tuple(axes)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,10 +12,12 @@ from compiler import jaxprs
 from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.frame import Place, Sum
 from compiler.passes.prune.structure.labels import Axes, Vector
+from compiler.passes.prune.structure.numbers import Numbering
 from compiler.passes.prune.structure.registry import RULES
 
 
-def _lowest(dtype: Any) -> Any:
+def lowest(dtype: Any) -> Any:
+    """What is less than any number of a dtype."""
     if jnp.issubdtype(dtype, jnp.floating):
         return -np.inf
     return jnp.iinfo(dtype).min if dtype != np.bool_ else False
@@ -29,7 +32,7 @@ def _highest(dtype: Any) -> Any:
 _NEUTRAL = {
     "reduce_sum": lambda dtype: 0,
     "reduce_prod": lambda dtype: 1,
-    "reduce_max": _lowest,
+    "reduce_max": lowest,
     "reduce_min": _highest,
     "reduce_and": lambda dtype: jnp.bool_(True) if dtype == np.bool_ else -1,
     "reduce_or": lambda dtype: 0,
@@ -48,22 +51,31 @@ def _masked(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
 def reduced(place: Place) -> list[Axes]:
     """The axes that are left; a sum is remembered, as it may become a mean."""
     axes, operand = place.params["axes"], place.operands[0]
-    shape = place.shape(0)
-    live = any(operand[i] is not None for i in axes)
-    if place.equation.primitive.name == "reduce_sum" and live:
-        extents = [shape[i] for i in axes]
-        if all(isinstance(n, int) for n in extents):
-            count = int(np.prod(extents, dtype=np.int64))
-            parts = tuple((operand[i], shape[i]) for i in axes)
-            place.frame.sums[place.equation.outvars[0]] = Sum(count, parts)
+    if place.equation.primitive.name == "reduce_sum":
+        shape = place.shape(0)
+        parts = tuple((operand[i], shape[i]) for i in axes)
+        own = Sum(math.prod(shape[i] for i in axes), parts)
+        before = place.frame.sum(place.equation.invars[0])
+        both = [Sum(own.count * one.count, own.axes + one.axes) for one in before]
+        place.frame.sums[place.equation.outvars[0]] = (own, *both)
     return [tuple(v for i, v in enumerate(operand) if i not in axes)]
 
 
-@RULES.on("argmax", "argmin")
-def chosen(place: Place) -> list[Axes]:
-    """Where the largest stands is a number of an index: that axis stays."""
+def _masked_choice(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
+    largest = place.equation.primitive.name == "argmax"
+    neutral = (lowest if largest else _highest)(values[0].dtype)
     axes = place.params["axes"]
-    place.freeze(*(place.operands[0][i] for i in axes))
+    filled = emit.fill(values[0], place.operands[0], axes, neutral)
+    return jaxprs.bind(place.equation, [filled])
+
+
+@RULES.on("argmax", "argmin", mask=_masked_choice)
+def chosen(place: Place) -> list[Axes]:
+    """Where the largest stands is a number of an index of that axis."""
+    axes = place.params["axes"]
+    place.analysis.roles.chosen.append(place.operands[0][axes[0]])
+    numbers = Numbering.of(place.operands[0][axes[0]])
+    place.frame.numbers[place.equation.outvars[0]] = numbers
     return [tuple(v for i, v in enumerate(place.operands[0]) if i not in axes)]
 
 
@@ -78,7 +90,11 @@ def _along(place: Place, acted: set[int]) -> list[Axes]:
                 place.freeze(vector)
             else:
                 axes[i] = place.labels.unify(axes[i], vector)
-    result = tuple(None if i in acted else v for i, v in enumerate(axes))
+    shape = place.equation.outvars[0].aval.shape
+    extents = [None if v is None else len(v) for v in axes]
+    result = tuple(
+        v if n == m else None for v, n, m in zip(axes, extents, shape, strict=True)
+    )
     return [result] * len(place.equation.outvars)
 
 

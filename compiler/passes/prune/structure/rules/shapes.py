@@ -26,8 +26,7 @@ def sized(param: str) -> Any:
 
 def _carry_sum(place: Place) -> None:
     """A sum stays one through a change of shape."""
-    summed = place.frame.sum(place.equation.invars[0])
-    if summed is not None:
+    if summed := place.frame.sum(place.equation.invars[0]):
         place.frame.sums[place.equation.outvars[0]] = summed
 
 
