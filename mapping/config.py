@@ -120,8 +120,9 @@ def _write_fields(value: Any, where: str) -> Json:
             f'@mapping.register("layer", "{kind.__name__.lower()}") above the class.'
         )
     described: dict[str, Json] = {"is": entry.label}
+    short = value.to_fields() if hasattr(value, "to_fields") else {}
     for field in dataclasses.fields(value):
-        own = getattr(value, field.name)
+        own = short.get(field.name, getattr(value, field.name))
         if field.init and not _is_default(field, own):
             place = f"{where or kind.__name__}.{field.name}"
             described[field.name] = _write(own, place)

@@ -32,3 +32,5 @@ from compiler.passes.prune.structured import channels as channels
 from compiler.passes.prune.structured import experts as experts
 from compiler.passes.prune.structured import heads as heads
 from compiler.passes.prune.structured import structured as structured
+from compiler.passes.prune.state import cut as cut
+from compiler.passes.prune.state import scatter as scatter

@@ -6,7 +6,6 @@ from collections.abc import Mapping as Dict
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from compiler.passes.prune.shardings import fit, placed, sharding_of, whole
@@ -57,18 +56,27 @@ def spread(value: Any, kept: Dict[int, np.ndarray], sizes: Dict[int, int]) -> An
     >>> spread(np.array([7, 8]), {0: np.array([1, 3])}, {0: 4}).tolist()
     [0, 7, 0, 8]
     """
+    shape = tuple(sizes.get(axis, n) for axis, n in enumerate(value.shape))
+    if isinstance(value, jax.ShapeDtypeStruct):
+        sharding, _ = fit(value.sharding, sizes)
+        return value.update(shape=shape, sharding=sharding)
+    if is_host(value):
+        wide = np.zeros(shape, value.dtype)
+        places = (kept.get(axis, np.arange(n)) for axis, n in enumerate(shape))
+        wide[np.ix_(*places)] = value
+        return wide
+    sharding = sharding_of(value)
+    if sharding is None:
+        return _filled(value, kept, sizes)
+    wide = _filled(placed(value, whole(sharding, kept)), kept, sizes)
+    return placed(wide, fit(sharding, sizes)[0])
+
+
+def _filled(value: Any, kept: Dict[int, np.ndarray], sizes: Dict[int, int]) -> Any:
     for axis, stay in kept.items():
-        shape = list(value.shape)
-        shape[axis] = sizes[axis]
-        if isinstance(value, jax.ShapeDtypeStruct):
-            value = value.update(shape=tuple(shape))
-        elif is_host(value):
-            wide = np.zeros(shape, value.dtype)
-            wide[_along(axis, stay)] = value
-            value = wide
-        else:
-            wide = jnp.zeros(shape, value.dtype)
-            value = wide.at[_along(axis, stay)].set(value, unique_indices=True)
+        sources = np.full(sizes[axis], len(stay))  # beyond the end: filled
+        sources[stay] = np.arange(len(stay))
+        value = value.at[_along(axis, sources)].get(mode="fill", fill_value=0)
     return value
 
 
