@@ -15,6 +15,12 @@ from compiler.cost import Machine as Machine
 from compiler.cost import calibrate as calibrate
 from compiler.cost import cost as cost
 from compiler.cost import roofline as roofline
+from compiler.distill import Match as Match
+from compiler.distill import distill as distill
+from compiler.distill import fine_tune as fine_tune
+from compiler.distill import fine_tuner as fine_tuner
+from compiler.distill import recover as recover
+from compiler.distill import tap as tap
 from compiler.executable import Executable as Executable
 from compiler.executable import compile as compile
 from compiler.executable import latency as latency

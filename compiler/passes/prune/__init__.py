@@ -26,11 +26,11 @@ from compiler.passes.prune.importance import taylor as taylor
 from compiler.passes.prune.plan import Plan as Plan
 from compiler.passes.prune.remove import Remove as Remove
 from compiler.passes.prune.remove import apply as apply
+from compiler.passes.prune.state import cut as cut
+from compiler.passes.prune.state import scatter as scatter
 from compiler.passes.prune.structure import RULES as RULES
 from compiler.passes.prune.structured import Structured as Structured
 from compiler.passes.prune.structured import channels as channels
 from compiler.passes.prune.structured import experts as experts
 from compiler.passes.prune.structured import heads as heads
 from compiler.passes.prune.structured import structured as structured
-from compiler.passes.prune.state import cut as cut
-from compiler.passes.prune.state import scatter as scatter
