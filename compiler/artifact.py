@@ -1,7 +1,8 @@
 """Saved programs: a folder that runs without the code that made it.
 
 `program.jaxexport` is portable StableHLO (`jax.export`), `variables.safetensors`
-the leaves by path, `program.json` what joins them: shapes, trees, the recipe. The
+the leaves by path (those with many zeros are in `packed.safetensors`, as
+`compiler.packed` tells), `program.json` what joins them: shapes, trees, the recipe. The
 folder is sealed (`compiler.sealed`): nothing is parsed before its hash matched.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from compiler import jaxprs, sealed
+from compiler import jaxprs, packed, sealed
 from compiler.errors import ArtifactError, TraceError
 from compiler.extents import Extent, replace_extents
 from compiler.graph import Graph, Leaf, Packing, is_abstract
@@ -32,6 +33,7 @@ _PROGRAM, _VARIABLES, _CARD = (
     "variables.safetensors",
     "program.json",
 )
+_PACKED = "packed.safetensors"
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 _NATIVE = frozenset(
@@ -93,11 +95,14 @@ def save(program: Program, path: str | Path, *, vjp_order: int = 0) -> Path:
         "recipe": [str(step) for step in program.recipe],
         "jax": jax.__version__,
     }
+    dense, sparse = packed.apart(arrays)
     files = {
         _PROGRAM: bytes(exported.serialize(vjp_order=vjp_order)),
-        _VARIABLES: safetensors.numpy.save(arrays),
+        _VARIABLES: safetensors.numpy.save(dense),
         _CARD: json.dumps(card, indent=1).encode(),
     }
+    if sparse:
+        files[_PACKED] = safetensors.numpy.save(sparse)
     return sealed.write(path, files)
 
 
@@ -135,6 +140,11 @@ def load(path: str | Path) -> Program:
         exported = export.deserialize(bytearray(files[_PROGRAM]))
         stored = safetensors.numpy.load(files[_VARIABLES])
         leaves = tuple(Leaf(p, _read_spec((s, d))) for p, s, d in card["leaves"])
+        if _PACKED in files:
+            sparse = safetensors.numpy.load(files[_PACKED])
+            stored |= packed.together(sparse, {leaf.path: leaf.spec for leaf in leaves})
+        if len({leaf.path for leaf in leaves}) != len(leaves):
+            raise ValueError("a leaf stands twice")
         values = tuple(_restored(stored[leaf.path], leaf.spec) for leaf in leaves)
     except Exception as error:
         raise ArtifactError(

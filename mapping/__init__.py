@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from mapping import metrics as metrics
     from mapping import models as models
     from mapping import optimizers as optimizers
+    from mapping import sparse as sparse
     from mapping import testing as testing
     from mapping import train as train
 
@@ -68,6 +69,7 @@ _SUBMODULES = (
     "metrics",
     "models",
     "optimizers",
+    "sparse",
     "testing",
     "train",
 )

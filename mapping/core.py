@@ -42,6 +42,10 @@ from mapping.paths import leaf_paths as leaf_paths
 from mapping.paths import path_string as path_string
 from mapping.registry import register as register
 
+# Choosing what is kept by score is the same in an optimizer's state and in a pass.
+from mapping.sparse import masks as masks
+from mapping.sparse import shares as shares
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

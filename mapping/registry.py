@@ -39,6 +39,7 @@ _OURS = {
     "optimizer": "mapping.optimizers",
     "metric": "mapping.metrics",
     "augmentation": "mapping.augment",
+    "value": "mapping.sparse.optimizer",
     "combinator": "mapping.combinators",
 }
 

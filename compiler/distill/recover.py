@@ -102,6 +102,14 @@ def fine_tune(
     Raises:
         DistillError: if there are no batches, fewer than steps in what can be gone
             through only once, or nothing to train.
+
+    >>> import jax.numpy as jnp, compiler as mc
+    >>> x = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
+    >>> teacher = mc.trace(lambda w, x: x @ w, jnp.eye(3), x)
+    >>> student = teacher.with_variables(jnp.zeros((3, 3)))
+    >>> _, history = fine_tune(student, teacher, [x], optimizer=0.1, steps=5)
+    >>> history[-1]["loss"] < history[0]["loss"]
+    True
     """
     loss = distill(teacher, student, **options)
     transform = _transform(optimizer)
@@ -132,6 +140,13 @@ def fine_tuner(
         teacher: see [`fine_tune`][]; the same for every step.
         batches: see [`fine_tune`][].
         **options: see [`fine_tune`][].
+
+    >>> import jax.numpy as jnp, compiler as mc
+    >>> x = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
+    >>> teacher = mc.trace(lambda w, x: x @ w, jnp.eye(3), x)
+    >>> tune = fine_tuner(teacher, [x], optimizer=0.1, steps=2)
+    >>> tune(teacher.with_variables(jnp.zeros((3, 3))), 1).size
+    9
     """
 
     def run(program: Program, step: int = 0) -> Program:

@@ -1,10 +1,11 @@
 """The laws of labels: what unify, merge and split promise, whatever came before."""
 
 import numpy as np
-from compiler.passes.prune.structure.atoms import Atoms
-from compiler.passes.prune.structure.labels import Labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from compiler.passes.prune.structure.atoms import Atoms
+from compiler.passes.prune.structure.labels import Labels
 
 sizes = st.integers(2, 4)
 

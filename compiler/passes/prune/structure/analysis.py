@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -17,20 +16,11 @@ from compiler.passes.prune.structure.known import (
     known_result,
 )
 from compiler.passes.prune.structure.labels import Axes, Labels, Vector
-from compiler.passes.prune.structure.numbers import Numbers, follow
+from compiler.passes.prune.structure.numbers import Numbers
+from compiler.passes.prune.structure.passing import follow
 from compiler.passes.prune.structure.registry import Registry
+from compiler.passes.prune.structure.roles import Roles
 from compiler.paths import join
-
-
-@dataclasses.dataclass(eq=False)
-class Roles:
-    """Axes that something special is done along, by what it is."""
-
-    heads: list[Vector] = dataclasses.field(default_factory=list)
-    head_dim: list[Vector] = dataclasses.field(default_factory=list)
-    experts: list[Vector] = dataclasses.field(default_factory=list)
-    layers: list[Vector] = dataclasses.field(default_factory=list)
-    chosen: list[Vector] = dataclasses.field(default_factory=list)
 
 
 class Analysis:
@@ -50,7 +40,7 @@ class Analysis:
         self.rules = rules
         self.places: list[Place] = []
         self.unknown: list[Place] = []
-        self.roles = Roles()
+        self.roles = Roles(self.labels)
         self.minimum: list[tuple[Vector, int]] = []
         self.in_rule = False
 
@@ -62,6 +52,7 @@ class Analysis:
         caller: Place | None = None,
         operands: Sequence[Any] = (),
         numbers: Dict[Any, Numbers] = MappingProxyType({}),
+        leaves: int = 0,
     ) -> Frame:
         """Goes through a jaxpr.
 
@@ -72,6 +63,7 @@ class Analysis:
             operands: the equation's operands that its inputs are; None for those that
                 change from one iteration to the next.
             numbers: of inputs that number indices, by variable.
+            leaves: how many of its inputs, from the first, are leaves.
         """
         frame = Frame(jaxpr, caller=caller)
         pairs = zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
@@ -84,6 +76,7 @@ class Analysis:
         if caller is not None and operands:
             self._inherit(frame, caller.frame, operands)
         frame.numbers |= numbers
+        frame.early.update(jaxpr.jaxpr.invars[:leaves])
         for equation in jaxprs.equations(jaxpr):
             self._equation(frame, equation)
         return frame

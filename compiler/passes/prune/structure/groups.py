@@ -156,19 +156,7 @@ def _group(
         again += 1
         name = f"{plain}#{again}"
     atoms = units[own]
-    return Group(name, _kind(analysis, atoms), len(own), tuple(made), atoms)
-
-
-def _kind(analysis: Analysis, atoms: Array) -> str:
-    """What something special is done along these, if anything is."""
-    roles = analysis.roles
-    for kind in ("layers", "chosen", "heads", "experts", "head_dim"):
-        for vector in getattr(roles, kind):
-            if vector is not None:
-                labels = analysis.labels.atoms.resolve(vector)
-                if np.isin(atoms[0], labels):
-                    return "experts" if kind == "chosen" else kind
-    return "channels"
+    return Group(name, analysis.roles.kind(atoms[0]), len(own), tuple(made), atoms)
 
 
 def _is_matrix(graph: Graph, slot: Slot) -> bool:

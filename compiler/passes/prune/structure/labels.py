@@ -140,7 +140,8 @@ class Labels:
         single = (ones == 1) & (others == 1)
         if gone.any() or single.any():
             self.atoms.freeze(np.concatenate([left[gone], right[gone]], 1).ravel())
-            self.atoms.union(left[single].max(1), right[single].max(1))
+            pairs = (x[single].max(1, initial=STAYS) for x in (left, right))
+            self.atoms.union(*pairs)
             return
         forward, backward = ones == 1, others == 1
         if forward.any():

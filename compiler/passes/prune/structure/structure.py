@@ -46,7 +46,9 @@ class Structure:
         self.analysis = Analysis(RULES)
         self.leaves = [free(self.analysis, leaf) for leaf in graph.leaves]
         inputs = [(None,) * len(spec.shape) for spec in graph.inputs]
-        self.frame = self.analysis.enter(graph.jaxpr, [*self.leaves, *inputs])
+        self.frame = self.analysis.enter(
+            graph.jaxpr, [*self.leaves, *inputs], leaves=len(self.leaves)
+        )
         self.resized = frozenset(self._outputs())
 
     def _outputs(self) -> list[int]:

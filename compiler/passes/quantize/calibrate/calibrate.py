@@ -67,8 +67,8 @@ def calibrate(
     runs: dict[int, tuple[Any, list[Watched]]] = {}
     total: dict[str, Totals] = {}
     number = 0
-    for number, batch in enumerate(_iterated(program.graph, batches), start=1):
-        graph, flat = _placed(program, batch)
+    for number, batch in enumerate(iterated(program.graph, batches), start=1):
+        graph, flat = placed(program, batch)
         if id(graph) not in runs:
             runs[id(graph)] = _compiled(graph, names), watched(graph)[1]
         run, products = runs[id(graph)]
@@ -105,7 +105,7 @@ def _compiled(graph: Graph, names: Sequence[str]) -> Any:
     return jax.jit(lambda values, flat: observed(values, flat)[1])
 
 
-def _iterated(graph: Graph, batches: Any) -> Iterable[Any]:
+def iterated(graph: Graph, batches: Any) -> Iterable[Any]:
     """The batches, if it is not one of them that was given."""
     ranks = [len(spec.shape) for spec in graph.inputs]
     array = hasattr(batches, "shape")
@@ -117,7 +117,7 @@ def _iterated(graph: Graph, batches: Any) -> Iterable[Any]:
     return batches
 
 
-def _placed(program: Program, batch: Any) -> tuple[Graph, list[Any]]:
+def placed(program: Program, batch: Any) -> tuple[Graph, list[Any]]:
     """The graph for a batch of these shapes, and its arrays."""
     graph = program.graph
     inputs = (batch,)

@@ -104,6 +104,18 @@ def _sum(x: Any, y: Any, form: Form) -> Any:
     return jnp.sum(form.rows(form.pooled(x, jnp.sum)), axis=-2)
 
 
+def _squares(x: Any, y: Any, form: Form) -> Any:
+    return _sum(x * x, y, form)
+
+
+def _magnitude(x: Any, y: Any, form: Form) -> Any:
+    return _sum(jnp.abs(x), y, form)
+
+
+def _active(x: Any, y: Any, form: Form) -> Any:
+    return _sum((x != 0).astype(jnp.float32), y, form)
+
+
 def _outputs(x: Any, y: Any, form: Form) -> Any:
     columns = form.columns(y)
     return None if columns is None else jnp.sum(columns, axis=-2)
@@ -123,12 +135,18 @@ MEASURES: dict[str, Measure] = {
     "tokens": Measure(_tokens, shaped=True),
     "absmax": Measure(_absmax, jnp.maximum, shaped=True),
     "sum": Measure(_sum, shaped=True),
+    "squares": Measure(_squares, shaped=True),
+    "magnitude": Measure(_magnitude, shaped=True),
+    "active": Measure(_active, shaped=True),
     "outputs": Measure(_outputs, shaped=True),
     "hessian": Measure(_hessian, shaped=True),
 }
 """By name: of the activation how many numbers, the smallest, the largest, the
-histogram, how many tokens, of each feature the largest magnitude and the sum over
-tokens; of the output the sum over tokens; the sum of x x^T."""
+histogram, how many tokens, of each feature the largest magnitude, and over tokens the
+sum, the sum of squares, the sum of magnitudes and how many are not zero; of the output
+the sum over tokens; the sum of x x^T."""
 
-PLAIN = tuple(name for name in MEASURES if name != "hessian")
-"""All but the one that needs much memory."""
+_ON_REQUEST = ("magnitude", "active", "hessian")
+
+PLAIN = tuple(name for name in MEASURES if name not in _ON_REQUEST)
+"""Those that every calibration takes: cheap, and of use to it."""

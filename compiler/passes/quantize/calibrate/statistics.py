@@ -38,6 +38,7 @@ class SiteStatistics:
         absmax: of each input feature the largest magnitude, `[*stack, rows]`; rows are
             those of the weight, merged in the leaf's order.
         mean: of each input feature.
+        squares: of each input feature the mean of its squares.
         output_mean: of each column of the float product, `[*stack, columns]`; None also
             where other weights stand beside this one in the product.
         hessian: the sum over tokens of x x^T, float32 `[*stack, rows, rows]`; None
@@ -58,6 +59,7 @@ class SiteStatistics:
     tokens: Any = None
     absmax: Any = None
     mean: Any = None
+    squares: Any = None
     output_mean: Any = None
     hessian: Any = None
 

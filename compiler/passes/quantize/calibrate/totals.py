@@ -16,6 +16,7 @@ _SUMS = {
     "histogram": np.int64,
     "tokens": np.int64,
     "sum": np.float64,
+    "squares": np.float64,
     "outputs": np.float64,
     "hessian": np.float32,
 }
@@ -90,6 +91,7 @@ class Totals(NamedTuple):
 
             extra = {"tokens": tokens, "absmax": placed(found["absmax"])}
             extra["mean"] = mean(found["sum"])
+            extra["squares"] = mean(found["squares"])
             if "outputs" in found:
                 extra["output_mean"] = mean(found["outputs"])
             if "hessian" in found:

@@ -72,9 +72,9 @@ def gradients(
     step = jax.jit(_step(program, loss))
     sums, total, count, examples = _nothing(weights), 0.0, 0, 1
     for number, given in enumerate(batches):
-        batch = _split(program, given, number)
+        batch = split(program, given, number)
         taken = (sums, weights, values, sizes, number, *batch)
-        _check_loss(step, taken, number)
+        check_loss(step, taken, number)
         sums, found, finite = step(*taken)
         _check_finite(float(found), finite, number)
         total, count = total + float(found), count + 1
@@ -137,7 +137,7 @@ def inputs_of(program: Program, batch: Any) -> tuple[Any, ...]:
     return tuple(batch)[:count] if isinstance(batch, (tuple, list)) else (batch,)
 
 
-def _split(program: Program, batch: Any, number: int) -> tuple[Any, Any]:
+def split(program: Program, batch: Any, number: int) -> tuple[Any, Any]:
     """The inputs of a batch, and what the loss takes of it."""
     inputs = inputs_of(program, batch)
     count = len(program.graph.in_tree.children())
@@ -150,13 +150,13 @@ def _split(program: Program, batch: Any, number: int) -> tuple[Any, Any]:
     return inputs, rest
 
 
-def _check_loss(step: Callable[..., Any], given: Any, number: int) -> None:
+def check_loss(step: Callable[..., Any], given: Any, number: int) -> None:
     """Says what is wrong with a loss before anything runs."""
     try:
         jax.eval_shape(step, *given)
     except CompilerError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise CalibrationError(
             f"batch {number}: expected loss(outputs, {len(given[-1])} more from the "
             f"batch) to give a floating scalar that can be differentiated, got: "

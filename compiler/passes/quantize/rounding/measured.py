@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def seen(
-    name: str, program: Program, batches: Any, hessians: bool, before: Any
+    name: str,
+    program: Program,
+    batches: Any,
+    hessians: bool,
+    before: Any,
+    family: str = "quantize",
 ) -> Calibration:
     """What a program's products are given: measured now, or by the user before.
 
@@ -31,6 +36,7 @@ def seen(
         hessians: whether Hessians are needed.
         before: what was decided before, with what was `found` then: it counts where
             no batches are given.
+        family: where the pass belongs, for errors.
 
     Raises:
         CalibrationError: if there is nothing to measure on, or Hessians are missing.
@@ -39,15 +45,15 @@ def seen(
         return before.found
     if batches is None:
         raise CalibrationError(
-            f"quantize.{name}: expected batches to measure activations on, got none. "
-            f"Pass quantize.{name}(batches)."
+            f"{family}.{name}: expected batches to measure activations on, got none. "
+            f"Pass {family}.{name}(batches=...)."
         )
     if not isinstance(batches, Calibration):
         return calibrate(program, batches, hessians=hessians)
     shaped = [site for site in batches.sites.values() if site.absmax is not None]
     if hessians and shaped and all(site.hessian is None for site in shaped):
         raise CalibrationError(
-            f"quantize.{name}: expected a calibration with Hessians, got one without. "
+            f"{family}.{name}: expected a calibration with Hessians, got one without. "
             "Pass calibrate(program, batches, hessians=True), or the batches."
         )
     return batches

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from compiler import jaxprs
+from compiler.passes.prune.structure.atoms import Array
 from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.frame import Frame, Place
 from compiler.passes.prune.structure.labels import Axes, Vector
@@ -122,18 +124,29 @@ def call(place: Place) -> list[Axes]:
 
 
 def _scan(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
-    first = sum(jaxprs.scan_counts(place.equation))
+    constants, carry = jaxprs.scan_counts(place.equation)
+    first = constants + carry
     sliced = [
         jax.typeof(x) if i < first else _slice_of(x) for i, x in enumerate(values)
     ]
     (body,) = jaxprs.bodies(place.equation)
     frame = place.frames[0]
     inner = jaxprs.make(lambda *inputs: emit.run(frame, inputs), sliced)
-    length = place.params["length"]
-    if not emit.masking:
-        length = emit.count(place.note, length)
+    length = emit.count(place.note, place.params["length"])
     params = jaxprs.replace_bodies(place.equation, [body._replace(jaxpr=inner)])
-    return jaxprs.bind(place.equation, values, **params, length=length)
+    kept = emit.keep(place.note) if emit.masking else None
+    if kept is not None:  # a step that is removed is not made
+        values = [*values[:first], *(x[np.flatnonzero(kept)] for x in values[first:])]
+    results = jaxprs.bind(place.equation, values, **params, length=length)
+    if kept is None:
+        return results
+    return [*results[:carry], *(_at(kept, x) for x in results[carry:])]
+
+
+def _at(kept: Array, value: Any) -> Any:
+    """What steps give at their places among all of them."""
+    whole = jnp.zeros((len(kept), *value.shape[1:]), value.dtype)
+    return whole.at[np.flatnonzero(kept)].set(value)
 
 
 def _slice_of(value: Any) -> Any:
@@ -227,9 +240,8 @@ def branches(place: Place) -> list[Axes]:
         outs = [f.jaxpr.jaxpr.outvars[result] for f in place.frames.values()]
         pairs = zip(place.frames.values(), outs, strict=True)
         given = [frame.number(out) for frame, out in pairs]
-        one = first_of(given)
-        for other in given if one else ():
-            together(place, one, 0, other, None)
-        if one:
+        if one := first_of(given):
+            for other in given:
+                together(place, one, 0, other, None)
             place.frame.numbers[var] = one
     return results

@@ -43,7 +43,7 @@ def top_k(place: Place) -> list[Axes]:
     """What it gives are numbers of the indices of the axis that is searched."""
     operand, along = place.operands[0], _searched(place)
     place.analysis.minimum.append((operand[along], place.params["k"]))
-    place.analysis.roles.chosen.append(operand[along])
+    place.analysis.roles.experts.append(operand[along])
     numbers = Numbering.of(operand[along])
     place.frame.numbers[place.equation.outvars[1]] = numbers
     kept = tuple(None if i == along else v for i, v in enumerate(operand))

@@ -44,14 +44,10 @@ def _note_roles(
 ) -> None:
     """Heads number products of activations; experts those of weights."""
     roles, early = place.analysis.roles, place.frame.is_early
-    if not batch:
-        return
-    if any(early(operand) for operand in place.equation.invars):
+    if not any(early(operand) for operand in place.equation.invars):
+        roles.products.append((batch, summed, free))
+    else:
         roles.experts.extend(batch)
-        return
-    scores = any(map(place.labels.is_live, summed))
-    roles.heads.extend(batch + (free if scores else []))
-    roles.head_dim.extend(summed if scores else free)
 
 
 def _grouped(emit: Emit, place: Place, values: list[Any]) -> list[Any]:

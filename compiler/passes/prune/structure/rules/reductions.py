@@ -73,7 +73,7 @@ def _masked_choice(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
 def chosen(place: Place) -> list[Axes]:
     """Where the largest stands is a number of an index of that axis."""
     axes = place.params["axes"]
-    place.analysis.roles.chosen.append(place.operands[0][axes[0]])
+    place.analysis.roles.experts.append(place.operands[0][axes[0]])
     numbers = Numbering.of(place.operands[0][axes[0]])
     place.frame.numbers[place.equation.outvars[0]] = numbers
     return [tuple(v for i, v in enumerate(place.operands[0]) if i not in axes)]
