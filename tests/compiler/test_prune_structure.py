@@ -46,6 +46,14 @@ def hidden(change):
     return function
 
 
+def mean_square(h):
+    return jnp.einsum("bd,bd->b", h, h) / h.shape[-1]
+
+
+def root(h):
+    return np.float32(h.shape[-1] ** 0.5)
+
+
 def scaled_sum(h):
     return h - h.sum(-1, keepdims=True) / h.shape[-1]
 
@@ -59,6 +67,11 @@ CHANGES = {
     "unbiased variance": lambda h: h / h.std(-1, ddof=1, keepdims=True),
     "in two steps": lambda h: h - (h**2).sum(0).sum() / (h.shape[0] * h.shape[1]),
     "mean of both": lambda h: h - h.mean(),
+    "in a chain": lambda h: h - h.sum(-1).mean(0) / h.shape[-1],
+    "mean times its count": lambda h: h - (h.mean(-1) * h.shape[-1])[:, None],
+    "counted by ones": lambda h: h - (h.sum(-1) / jnp.ones_like(h).sum(-1))[:, None],
+    "root mean square": lambda h: h * lax.rsqrt(mean_square(h) + 1e-3)[:, None],
+    "norm times a root": lambda h: h / jnp.linalg.norm(h, axis=-1)[:, None] * root(h),
     "softmax": lambda h: jax.nn.softmax(h, -1),
     "maximum": lambda h: h / h.max(-1, keepdims=True),
     "product": lambda h: h + h.prod(-1, keepdims=True),
@@ -91,6 +104,21 @@ def test_what_is_left_is_the_function_written_for_fewer_units(change):
     of_written = jax.grad(lambda v: (function(v, X) ** 2).sum())(cut)
     for name in cut:
         assert relative_error(of_pruned[name], of_written[name]) < 1e-4
+
+
+def test_an_extent_and_one_less_are_told_apart_when_they_are_large():
+    function = hidden(lambda h: h / h.std(-1, ddof=1, keepdims=True))
+    gone = np.arange(505)
+    small, plan = pruned(function, params(width=512), X, gone=gone)
+    cut = {name: plan.cut(a, name) for name, a in params(width=512).items()}
+    assert relative_error(small(X), function(cut, X)) < 1e-5
+
+
+def test_a_number_that_is_near_an_extent_and_is_none_stays():
+    function = hidden(lambda h: h - h.sum(-1, keepdims=True) / 510.0)
+    small, plan = pruned(function, params(width=512), X, gone=np.arange(256))
+    cut = {name: plan.cut(a, name) for name, a in params(width=512).items()}
+    assert relative_error(small(X), function(cut, X)) < 1e-5
 
 
 def test_masking_leaves_shapes_and_gives_the_same_numbers():

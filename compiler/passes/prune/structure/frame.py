@@ -15,17 +15,41 @@ if TYPE_CHECKING:
     from compiler.passes.prune.structure.analysis import Analysis
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sum:
     """A value that is a sum over axes, some of which may become shorter.
 
     Attributes:
         count: over how many numbers; may be a symbol.
         axes: the labels and extents of the axes.
+        power: how it grows with the count now: a sum by 1, its root by a half, a mean
+            not at all.
+        home: how it did before it met the count.
     """
 
     count: Any
-    axes: tuple[tuple[Vector, int], ...]
+    axes: tuple[tuple[Vector, Any], ...]
+    power: float = 1.0
+    home: float = 1.0
+
+    def to_power(self, exponent: float) -> Sum:
+        """The value to a power."""
+        power, home = self.power * exponent, self.home * exponent
+        return dataclasses.replace(self, power=power, home=home)
+
+    def times(self, exponent: float) -> Sum:
+        """The value times the count to a power."""
+        return dataclasses.replace(self, power=self.power + exponent)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another is a sum over the same axes, to the same power."""
+        if not isinstance(other, Sum) or len(self.axes) != len(other.axes):
+            return False
+        pairs = zip(self.axes, other.axes, strict=True)
+        same = all(a is b and n == m for (a, n), (b, m) in pairs)
+        return same and (self.power, self.home) == (other.power, other.home)
+
+    __hash__ = object.__hash__
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,8 +126,7 @@ class Frame:
         jaxpr: the closed jaxpr.
         axes: the labels of each variable's axes.
         values: of variables that are known without any input.
-        sums: of variables that are sums over axes, what they may be taken for: the
-            sum of the last step, of the last two, and so on.
+        sums: of variables that are sums over axes, the last step first.
         extents: of variables that are computed from extents that are symbols: what they
             are, None if nobody can tell.
         early: variables that follow from leaves and constants alone.
@@ -139,7 +162,7 @@ class Frame:
         return jaxprs.is_literal(operand) or operand in self.early
 
     def sum(self, operand: Any) -> tuple[Sum, ...]:
-        """The sums an operand may be taken for, none if it is no sum."""
+        """The sums an operand is made by, the last first; none if it is no sum."""
         return () if jaxprs.is_literal(operand) else self.sums.get(operand, ())
 
     def number(self, operand: Any) -> Numbers | None:

@@ -166,4 +166,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "slice": _sliced,
     "concatenate": _joined,
     "rev": _turned,
+    "reduce_sum": lambda params, x: x.sum(tuple(params["axes"])),
+    "reduce_prod": lambda params, x: x.prod(tuple(params["axes"])),
+    "reduce_max": lambda params, x: x.max(tuple(params["axes"])) if x.size else None,
 }

@@ -87,6 +87,11 @@ class Registry:
 
         return register
 
+    @property
+    def primitives(self) -> frozenset[str]:
+        """The names of those that have a rule."""
+        return frozenset(self._rules)
+
     def of(self, primitive: str) -> Rule:
         """The rule of a primitive."""
         return self._rules.get(primitive, _FROZEN)

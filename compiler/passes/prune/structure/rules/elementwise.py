@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from compiler import jaxprs
 from compiler.passes.prune.structure.emit import Emit
-from compiler.passes.prune.structure.frame import Place, Sum
+from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.labels import Axes, Vector
 from compiler.passes.prune.structure.registry import RULES
 
 _ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt
+acos acosh add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt
 ceil clamp clz complex conj copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp
-exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to
-lgamma log log1p logistic lt lt_to max min mul_add nan_to_num name ne nextafter not
+exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag is_finite le le_to
+lgamma log log1p logistic lt lt_to mul_add nan_to_num name ne nextafter not
 or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem
-round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-sqrt square sub tan tanh threefry2x32 xor zeta
+round select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+tan tanh threefry2x32 xor zeta
 """
 
 _ALIKE = """
@@ -77,91 +73,3 @@ def constrained(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
 
 
 RULES.on("sharding_constraint", shrink=constrained)(alike)
-
-
-def corrected(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
-    """A sum over fewer numbers is divided by how many there are."""
-    if place.note is not None:
-        summed, less, operand = place.note
-        parts = [(v, n) for v, n in summed.axes if v is not None]
-        before = math.prod(n for _, n in parts)
-        after = math.prod(emit.count(v, n) for v, n in parts)
-        if before != after:
-            values = list(values)
-            values[operand] = _counted(place, values[operand], less, before, after)
-    return jaxprs.bind(place.equation, values)
-
-
-def _counted(place: Place, old: Any, less: int, before: int, after: int) -> Any:
-    """The number that a sum is divided by, or multiplied with, when it is shorter.
-
-    Where it comes from an extent that is a symbol it is scaled; else written anew.
-    """
-    summed, _, operand = place.note
-    if not isinstance(summed.count, int):
-        one = jnp.asarray(less, old.dtype)
-        return (old + one) * jnp.asarray(after / before, old.dtype) - one
-    by = summed.count // before * after - less
-    size = by if place.equation.primitive.name == "div" else 1 / max(by, 1)
-    dtype = place.equation.invars[operand].aval.dtype
-    return jnp.full(np.shape(old), size, dtype)
-
-
-@RULES.on("neg")
-def negated(place: Place) -> Sequence[Axes]:
-    """Elementwise; what is negated is still a sum."""
-    if summed := place.frame.sum(place.equation.invars[0]):
-        place.frame.sums[place.equation.outvars[0]] = summed
-    return elementwise(place)
-
-
-@RULES.on("mul", "div", shrink=corrected, mask=corrected)
-def scaled(place: Place) -> Sequence[Axes]:
-    """Elementwise; if it makes a mean of a sum, that is noted."""
-    place.note = _mean(place)
-    return elementwise(place)
-
-
-def _mean(place: Place) -> tuple[Sum, int, int] | None:
-    """The sum that becomes a mean, how many numbers less count, and which operand
-    tells them."""
-    divides = place.equation.primitive.name == "div"
-    for one, other in ((0, 1),) if divides else ((0, 1), (1, 0)):
-        found = place.frame.sum(place.equation.invars[one])
-        for summed in found:
-            less = _less(place, summed, other, divides)
-            if less is not None:
-                return summed, less, other
-        if found and _depends_on_extents(place, other):  # on which, nobody can tell
-            place.freeze(*(vector for vector, _ in found[-1].axes))
-        elif found and place.known(other) is not None:
-            place.frame.sums[place.equation.outvars[0]] = found
-    return None
-
-
-def _less(place: Place, summed: Sum, operand: int, divides: bool) -> int | None:
-    """How much less than the count of a sum an operand is, None if it is another."""
-    factor = place.known(operand)
-    if _depends_on_extents(place, operand):
-        extent = place.frame.extents[place.equation.invars[operand]]
-        found = [n for n in (0, 1) if extent is not None and extent == summed.count - n]
-        return found[0] if found and divides else None
-    if factor is None or not factor.size or not isinstance(summed.count, int):
-        return None
-    by = float(factor.flat[0])
-    by = by if divides else (1 / by if by else 0.0)
-    if not (factor == factor.flat[0]).all():
-        return None
-    for less in (0, 1):
-        if summed.count > less and abs(by / (summed.count - less) - 1) < _NEAR:
-            return less
-    return None
-
-
-def _depends_on_extents(place: Place, operand: int) -> bool:
-    var = place.equation.invars[operand]
-    return not jaxprs.is_literal(var) and var in place.frame.extents
-
-
-_NEAR = 4e-3
-"""How far a number may be from a count to be it: bfloat16 has under three digits."""

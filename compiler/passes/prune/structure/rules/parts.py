@@ -98,6 +98,9 @@ def joined(place: Place) -> list[Axes]:
 
 def _together(place: Place, along: int | None) -> list[Vector]:
     """The axes of all operands made one, except along one."""
+    sums = [place.frame.sum(operand) for operand in place.equation.invars]
+    if sums[0] and all(one == sums[0] for one in sums):
+        place.frame.sums[place.equation.outvars[0]] = sums[0]
     axes = list(place.operands[0])
     for labels in place.operands[1:]:
         for axis, vector in enumerate(labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from compiler import jaxprs
@@ -9,6 +10,7 @@ from compiler.passes.prune.structure.emit import Emit
 from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.labels import Axes, Vector
 from compiler.passes.prune.structure.registry import RULES
+from compiler.passes.prune.structure.rules.means import made
 
 
 def _masked_dot(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
@@ -36,7 +38,30 @@ def dot(place: Place) -> list[Axes]:
     own = [v for i, v in enumerate(left) if i not in (*left_in, *left_batch)]
     other = [v for i, v in enumerate(right) if i not in (*right_in, *right_batch)]
     _note_roles(place, summed, batch, [*own, *other])
+    _note_sum(place, left_in, right_in)
     return [(*batch, *own, *other)]
+
+
+def _note_sum(place: Place, left_in: Sequence[int], right_in: Sequence[int]) -> None:
+    """A product of something with itself, or with ones, is a sum.
+
+    One of two different things is not: what divides a score stays what it is.
+    """
+    (left, right), shape = place.operands, place.shape(0)
+    ones = any(_is_one_number(place.known(operand)) for operand in (0, 1))
+    pairs = list(zip(left_in, right_in, strict=True))
+    same = all(left[i] is not None and left[i] is right[j] for i, j in pairs)
+    if pairs and (ones or same):
+        side, axes = (
+            (right, right_in) if ones and left[left_in[0]] is None else (left, left_in)
+        )
+        extents = [shape[i] for i in left_in]
+        parts = [(side[i], n) for i, n in zip(axes, extents, strict=True)]
+        made(place, parts)
+
+
+def _is_one_number(value: Any) -> bool:
+    return value is not None and value.size > 0 and bool((value == value.flat[0]).all())
 
 
 def _note_roles(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,10 +9,11 @@ import numpy as np
 
 from compiler import jaxprs
 from compiler.passes.prune.structure.emit import Emit
-from compiler.passes.prune.structure.frame import Place, Sum
+from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.labels import Axes, Vector
 from compiler.passes.prune.structure.numbers import Numbering
 from compiler.passes.prune.structure.registry import RULES
+from compiler.passes.prune.structure.rules.means import made
 
 
 def lowest(dtype: Any) -> Any:
@@ -52,12 +52,7 @@ def reduced(place: Place) -> list[Axes]:
     """The axes that are left; a sum is remembered, as it may become a mean."""
     axes, operand = place.params["axes"], place.operands[0]
     if place.equation.primitive.name == "reduce_sum":
-        shape = place.shape(0)
-        parts = tuple((operand[i], shape[i]) for i in axes)
-        own = Sum(math.prod(shape[i] for i in axes), parts)
-        before = place.frame.sum(place.equation.invars[0])
-        both = [Sum(own.count * one.count, own.axes + one.axes) for one in before]
-        place.frame.sums[place.equation.outvars[0]] = (own, *both)
+        made(place, [(operand[i], place.shape(0)[i]) for i in axes])
     return [tuple(v for i, v in enumerate(operand) if i not in axes)]
 
 
