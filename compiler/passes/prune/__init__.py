@@ -14,6 +14,12 @@ from compiler.passes.prune.ask import groups as groups
 from compiler.passes.prune.ask import why_not as why_not
 from compiler.passes.prune.budget import Budget as Budget
 from compiler.passes.prune.budget import budget as budget
+from compiler.passes.prune.depth import Block as Block
+from compiler.passes.prune.depth import Blocks as Blocks
+from compiler.passes.prune.depth import PruneLayers as PruneLayers
+from compiler.passes.prune.depth import blocks as blocks
+from compiler.passes.prune.depth import carry as carry
+from compiler.passes.prune.depth import layers as layers
 from compiler.passes.prune.history import History as History
 from compiler.passes.prune.history import Round as Round
 from compiler.passes.prune.importance import Importance as Importance
@@ -53,3 +59,6 @@ from compiler.passes.prune.structured import channels as channels
 from compiler.passes.prune.structured import experts as experts
 from compiler.passes.prune.structured import heads as heads
 from compiler.passes.prune.structured import structured as structured
+from compiler.passes.prune.vocabulary import PruneVocabulary as PruneVocabulary
+from compiler.passes.prune.vocabulary import Vocabulary as Vocabulary
+from compiler.passes.prune.vocabulary import vocabulary as vocabulary

@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler import jaxprs
 from compiler.errors import PlanError
-from compiler.graph import Graph, Leaf
+from compiler.graph import Graph, Leaf, drop_dead
 from compiler.passes.prune.plan import Plan
 from compiler.passes.prune.structure import rules as rules
 from compiler.passes.prune.structure.analysis import Analysis
@@ -265,4 +265,4 @@ def _evaluated(
     found: Structure, emit: Emit, leaves: Sequence[jax.ShapeDtypeStruct]
 ) -> jaxprs.Jaxpr:
     specs = [*leaves, *found.graph.inputs]
-    return jaxprs.make(lambda *values: emit.run(found.frame, values), specs)
+    return drop_dead(jaxprs.make(lambda *values: emit.run(found.frame, values), specs))

@@ -116,7 +116,10 @@ def _counted(place: Place, old: Any, before: int, after: int) -> Any:
 def scaled(place: Place) -> Sequence[Axes]:
     """Elementwise; if it makes a mean of a sum, that is noted."""
     divides = place.equation.primitive.name == "div"
-    sums = [place.frame.sum(operand) for operand in place.equation.invars]
+    sums = [
+        () if place.known(i) is not None else place.frame.sum(operand)
+        for i, operand in enumerate(place.equation.invars)
+    ]
     if sums[0] and not sums[1]:
         _scale(place, sums[0], 1)
     elif sums[1] and not sums[0]:
