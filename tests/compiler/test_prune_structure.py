@@ -197,6 +197,41 @@ def test_a_derivative_inside_is_right_or_left_alone():
     assert "transpose" in why
 
 
+def inner_product_mean(h):
+    return jnp.vdot(h, h) / h.size
+
+
+def row_means(h):
+    return (jnp.einsum("bd,bd->b", h, h) / h.shape[-1]).sum()
+
+
+@pytest.mark.parametrize("energy", [inner_product_mean, row_means])
+def test_the_derivative_of_a_mean_of_squares_is_left_alone(energy):
+    def slope(v, x):
+        return jax.grad(lambda x: energy(jnp.tanh(x @ v["first"])))(x)
+
+    program = mc.trace(slope, params(), X)
+    assert not structure(program.graph).groups
+
+
+@jax.custom_vjp
+def fused_norm(h):
+    return h * lax.rsqrt((h * h).mean(-1, keepdims=True))
+
+
+def _fused_forward(h):
+    r = lax.rsqrt((h * h).mean(-1, keepdims=True))
+    return h * r, (h, r)
+
+
+def _fused_backward(kept, g):
+    h, r = kept
+    return (r * g - h * r**3 * (g * h).sum(-1, keepdims=True) / h.shape[-1],)
+
+
+fused_norm.defvjp(_fused_forward, _fused_backward)
+
+
 def test_a_derivative_without_a_mean_is_pruned():
     def slope(v, x):
         return jax.grad(lambda x: (jnp.tanh(x @ v["first"]) @ v["last"]).sum())(x)
@@ -238,7 +273,7 @@ def softened(x):
 softened.defjvp(lambda p, t: (softened(p[0]), jnp.tanh(p[0]) * t[0]))
 
 
-@pytest.mark.parametrize("change", [rounded, softened, jax.nn.relu])
+@pytest.mark.parametrize("change", [rounded, softened, jax.nn.relu, fused_norm])
 def test_derivative_rules_of_functions_survive(change):
     function, v = hidden(change), params()
     small, plan = pruned(function, v, X)

@@ -68,6 +68,9 @@ def choose(
     found = structure(program.graph)
     scores = importance.scores(program, found)
     skipped = tuple(Event(name, why) for name, why in ranking.skipped(found, scores))
+    if not found.groups:
+        why = "nothing can be removed: prune.why_not(program, path, axis) tells why"
+        skipped = (*skipped, Event("(root)", why))
     if budget is not None:
         made = fit(program, found, scores, ranking, budget)
         return Choice(made.plan, made.removed, made.ratio, scores, skipped)

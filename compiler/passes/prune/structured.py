@@ -36,7 +36,7 @@ class Structured(Pass):
     ranking: Ranking = dataclasses.field(default_factory=Ranking)
     budget: Budget | None = None
 
-    def decide(self, program: Program) -> Pass:
+    def decide(self, program: Program) -> Remove:
         """Chooses what goes."""
         choice = choose(program, self.importance, self.ranking, self.budget)
         return Remove(choice.plan, choice.skipped)

@@ -129,7 +129,7 @@ class Analysis:
             result = known_result(equation, values)
             if result is not None:
                 frame.values[equation.outvars[0]] = result
-            if is_extent(equation, frame.extents):
+            if is_extent(equation, frame.extents, values):
                 extent = extent_result(equation, frame.extents, values)
                 frame.extents[equation.outvars[0]] = extent
 

@@ -88,6 +88,11 @@ class Place:
         return own or ("" if caller is None else caller.source)
 
     @property
+    def is_backward(self) -> bool:
+        """Whether it was made by differentiating: what it spreads are derivatives."""
+        return "transpose(" in self.scope
+
+    @property
     def params(self) -> dict[str, Any]:
         """The equation's parameters."""
         return self.equation.params

@@ -9,7 +9,7 @@ import numpy as np
 
 from compiler.graph import Graph
 from compiler.passes.prune.structure.analysis import Analysis
-from compiler.passes.prune.structure.atoms import Array
+from compiler.passes.prune.structure.atoms import Array, distinct
 from compiler.passes.prune.structure.labels import Axes
 
 
@@ -75,20 +75,29 @@ def find_groups(
     first = order[
         np.unique(unit[order], return_index=True)[1]
     ]  # each unit's first entry
+    _, kinds = np.unique(signatures, return_inverse=True)
     found = []
-    for signature in np.unique(signatures):
-        own = np.flatnonzero(signatures == signature)
+    # Sorted once: to search all entries for each group would take a square of time.
+    for own, mine in zip(_sorted_by(kinds), _sorted_by(kinds[unit]), strict=True):
         if len(own) > 1:
             own = own[np.lexsort((indices[first[own]], slots[first[own]]))]
-            found.append((tuple(_place_of(first[own[0]], slots, indices)), own))
+            place = tuple(_place_of(first[own[0]], slots, indices))
+            found.append((place, own, mine))
     found.sort(key=lambda item: item[0])
     made: dict[str, Group] = {}
-    for _, own in found:
-        group = _group(
-            graph, analysis, places, units, own, (unit, slots, indices), made
-        )
+    number = np.zeros(len(units), np.int64)
+    for _, own, mine in found:
+        number[own] = np.arange(len(own))
+        entries = number[unit[mine]], slots[mine], indices[mine]
+        group = _group(graph, analysis, places, units[own], entries, made)
         made[group.name] = group
     return tuple(made.values())
+
+
+def _sorted_by(numbers: Array) -> list[Array]:
+    """For each number from 0 up, the places it stands at, ascending."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
 
 
 def _entries(
@@ -113,13 +122,14 @@ def _signatures(
     """A number for each unit, the same for those on the same axes and of one family."""
     random = np.random.default_rng(0)
     limit = np.iinfo(np.uint64).max
-    own, where = np.divmod(np.unique(unit * count + slots), count)
+    own, where = np.divmod(distinct(unit * count + slots), count)
     sums = np.zeros(len(units), np.uint64)
     weights = random.integers(0, limit, count, np.uint64)
     np.add.at(sums, own, weights[where])
     classes, families = analysis.labels.atoms.families()
-    mine = np.isin(classes, units)
-    classes, families = np.searchsorted(units, classes[mine]), families[mine]
+    place = np.minimum(np.searchsorted(units, classes), len(units) - 1)
+    mine = units[place] == classes
+    classes, families = place[mine], families[mine]
     weights = random.integers(0, limit, int(families.max(initial=0)) + 1, np.uint64)
     np.add.at(sums, classes, weights[families])
     return sums
@@ -133,20 +143,14 @@ def _group(
     graph: Graph,
     analysis: Analysis,
     places: Sequence[tuple[int, int, Array]],
-    units: Array,
-    own: Array,
+    atoms: Array,
     entries: tuple[Array, Array, Array],
     taken: dict[str, Group],
 ) -> Group:
     unit, slots, indices = entries
-    number = np.full(len(units), -1)
-    number[own] = np.arange(len(own))
-    mine = number[unit] >= 0
-    unit, slots, indices = number[unit[mine]], slots[mine], indices[mine]
     made = []
-    for slot in np.unique(slots):
-        here = slots == slot
-        leaf, axis, _ = places[slot]
+    for here in _sorted_by(slots):
+        leaf, axis, _ = places[slots[here[0]]]
         made.append(Slot(leaf, axis, unit[here], indices[here]))
     # A group is called after the first kernel it stands in, not after a bias.
     first = next((slot for slot in made if _is_matrix(graph, slot)), made[0])
@@ -155,8 +159,8 @@ def _group(
     while name in taken:
         again += 1
         name = f"{plain}#{again}"
-    atoms = units[own]
-    return Group(name, analysis.roles.kind(atoms[0]), len(own), tuple(made), atoms)
+    kind = analysis.roles.kind(atoms[0])
+    return Group(name, kind, len(atoms), tuple(made), atoms)
 
 
 def _is_matrix(graph: Graph, slot: Slot) -> bool:

@@ -45,10 +45,16 @@ def known_result(
     return None if result is None else np.asarray(result).astype(aval.dtype)
 
 
-def is_extent(equation: jaxprs.Equation, extents: Dict[Any, Any]) -> bool:
-    """Whether an equation computes with extents that are symbols."""
-    given = jaxprs.reads(equation.invars)
-    return equation.primitive.name == "dim_as_value" or any(v in extents for v in given)
+def is_extent(
+    equation: jaxprs.Equation, extents: Dict[Any, Any], values: Sequence[Array | None]
+) -> bool:
+    """Whether an equation computes with nothing but extents that are symbols."""
+    if equation.primitive.name == "dim_as_value":
+        return True
+    pairs = list(zip(equation.invars, values, strict=True))
+    found = [v for v, _ in pairs if not jaxprs.is_literal(v) and v in extents]
+    known = [v for v, value in pairs if value is not None]
+    return bool(found) and len(found) + len(known) >= len(pairs)
 
 
 def extent_result(

@@ -136,7 +136,7 @@ class Labels:
     def _settle(self, left: Array, right: Array) -> None:
         """Makes what differs equal, by as little as is needed."""
         ones, others = (left > STAYS).sum(1), (right > STAYS).sum(1)
-        gone = (ones == 0) | (others == 0)
+        gone = (ones == 0) != (others == 0)
         single = (ones == 1) & (others == 1)
         if gone.any() or single.any():
             self.atoms.freeze(np.concatenate([left[gone], right[gone]], 1).ravel())

@@ -17,7 +17,7 @@ ceil clamp clz complex conj copy copy_p cos cosh digamma eq eq_to erf erf_inv er
 exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag is_finite le le_to
 lgamma log log1p logistic lt lt_to mul_add nan_to_num name ne nextafter not
 or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem
-round select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+round shift_left shift_right_arithmetic shift_right_logical sign sin sinh
 tan tanh threefry2x32 xor zeta
 """
 
@@ -38,6 +38,8 @@ def elementwise(place: Place) -> list[Axes]:
 def joined(place: Place, shape: Sequence[Any]) -> Axes:
     """The labels of what is made of all operands, element by element."""
     axes: list[Vector] = []
+    if place.is_backward and _is_spread(place):
+        place.freeze(*(vector for labels in place.operands for vector in labels))
     for axis, extent in enumerate(shape):
         vectors = [
             labels[axis]
@@ -52,6 +54,13 @@ def joined(place: Place, shape: Sequence[Any]) -> Axes:
             place.labels.unify(vector, first)
         axes.append(first if all(v is not None for v in vectors) else None)
     return tuple(axes)
+
+
+def _is_spread(place: Place) -> bool:
+    """Whether a single number that is not known meets an array."""
+    ranks = [len(labels) for labels in place.operands]
+    numbers = [i for i, rank in enumerate(ranks) if rank == 0]
+    return max(ranks) > 0 and any(place.known(i) is None for i in numbers)
 
 
 @RULES.on(*_ALIKE.split())

@@ -117,6 +117,9 @@ def _known_indices(place: Place) -> Array | None:
         return None
     if indices.ndim != 2 or indices.size == 0:
         return None
+    sizes = zip(place.params["slice_sizes"], place.shape(0), strict=True)
+    if any(n != m for i, (n, m) in enumerate(sizes) if i not in along):
+        return None
     extent = place.shape(0)[along[0]]
     inside = isinstance(extent, int) and indices.min() >= 0 and indices.max() < extent
     return indices[:, 0].astype(np.int64) if inside else None

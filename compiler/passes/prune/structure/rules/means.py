@@ -8,6 +8,7 @@ sum, 1/sqrt(n) for a norm), or brings it back, is the count, and is written anew
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -50,6 +51,16 @@ def carry(place: Place, power: float = 1.0) -> None:
 def unchanged(place: Place) -> Sequence[Axes]:
     """Elementwise; a sum stays one."""
     carry(place)
+    return elementwise(place)
+
+
+@RULES.on("select_n")
+def selected(place: Place) -> Sequence[Axes]:
+    """Elementwise; what is chosen from sums over the same axes is one."""
+    cases = [place.frame.sum(operand) for operand in place.equation.invars[1:]]
+    found = [case for case in cases if case]
+    if found and all(case == found[0] for case in found):
+        place.frame.sums[place.equation.outvars[0]] = found[0]
     return elementwise(place)
 
 
@@ -116,34 +127,41 @@ def _counted(place: Place, old: Any, before: int, after: int) -> Any:
 def scaled(place: Place) -> Sequence[Axes]:
     """Elementwise; if it makes a mean of a sum, that is noted."""
     divides = place.equation.primitive.name == "div"
-    sums = [
-        () if place.known(i) is not None else place.frame.sum(operand)
-        for i, operand in enumerate(place.equation.invars)
-    ]
-    if sums[0] and not sums[1]:
-        _scale(place, sums[0], 1)
-    elif sums[1] and not sums[0]:
-        turned = tuple(one.to_power(-1.0) for one in sums[1]) if divides else sums[1]
-        _scale(place, turned, 0)
+    known = [place.known(operand) is not None for operand in (0, 1)]
+    one, other = map(place.frame.sum, place.equation.invars)
+    if divides:
+        other = tuple(sum_.to_power(-1.0) for sum_ in other)
+    if (one and not other) or known[1]:
+        _scale(place, one, 1)
+    elif (other and not one) or known[0]:
+        _scale(place, other, 0)
+    elif one:
+        place.frame.sums[place.equation.outvars[0]] = (*one, *other)
     return elementwise(place)
 
 
 def _scale(place: Place, sums: tuple[Sum, ...], operand: int) -> None:
     """Looks for a count among the factors of sums; what they are then."""
+    if not sums:
+        return
     place.note = _count(place, sums, operand)
     if place.note is not None:
         by = place.note.power
         met = {id(one) for one in place.note.sums}
         sums = tuple(one.times(by) if id(one) in met else one for one in sums)
     elif _depends_on_extents(place, operand):  # on which, nobody can tell
-        place.freeze(*(vector for one in sums for vector, _ in one.axes))
+        place.freeze(*_vectors(sums))
     place.frame.sums[place.equation.outvars[0]] = sums
 
 
 def _count(place: Place, sums: tuple[Sum, ...], operand: int) -> Count | None:
     """The count that an operand is, None if it is another number."""
-    together = [sums[: i + 1] for i in range(len(sums))]
-    candidates = [(one,) for one in sums] + together[1:]
+    most = len(sums) if len(sums) < _MANY else 1
+    candidates = [
+        group
+        for size in range(1, most + 1)
+        for group in itertools.combinations(sums, size)
+    ]
     divides = place.equation.primitive.name == "div"
     found: list[tuple[float, int, bool, int, Count]] = []
     for group in candidates:
@@ -158,6 +176,10 @@ def _count(place: Place, sums: tuple[Sum, ...], operand: int) -> Count | None:
                 count = Count(group, less, by, operand)
                 found.append((off, less, still, len(found), count))
     return min(found)[-1] if found else None
+
+
+_MANY = 7
+"""With so many sums in one value, each is looked for by itself."""
 
 
 def _vectors(sums: Sequence[Sum]) -> list[Vector]:
@@ -197,6 +219,6 @@ def _depends_on_extents(place: Place, operand: int) -> bool:
 
 def made(place: Place, parts: Sequence[tuple[Any, Any]], operand: int = 0) -> None:
     """Notes that the result is a sum over axes, and of what its operand was one."""
-    own = Sum(math.prod(extent for _, extent in parts), tuple(parts))
+    own = tuple(Sum(extent, (part,)) for part in parts for extent in part[1:])
     before = place.frame.sum(place.equation.invars[operand])
-    place.frame.sums[place.equation.outvars[0]] = (own, *before)
+    place.frame.sums[place.equation.outvars[0]] = (*own, *before)

@@ -15,6 +15,7 @@ from compiler.passes.prune.structure.frame import Place
 from compiler.passes.prune.structure.labels import Axes, Vector
 from compiler.passes.prune.structure.numbers import Numbering, fix
 from compiler.passes.prune.structure.registry import RULES
+from compiler.passes.prune.structure.rules.means import carry
 
 
 def _sliced(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
@@ -53,6 +54,7 @@ def _taken(value: Any, axis: int, indices: Array) -> tuple[Any, tuple[int, int, 
 @RULES.on("slice", shrink=_sliced)
 def sliced(place: Place) -> list[Axes]:
     """The labels of the indices that are taken."""
+    carry(place)
     params, operand = place.params, place.operands[0]
     strides = params["strides"] or (1,) * len(operand)
     ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)

@@ -37,25 +37,28 @@ def dot(place: Place) -> list[Axes]:
     ]
     own = [v for i, v in enumerate(left) if i not in (*left_in, *left_batch)]
     other = [v for i, v in enumerate(right) if i not in (*right_in, *right_batch)]
+    if place.is_backward and not summed and not (own and other):
+        place.freeze(*own, *other)  # the derivative of an inner product: see `spread`
     _note_roles(place, summed, batch, [*own, *other])
-    _note_sum(place, left_in, right_in)
+    _note_sum(place, (left_in, right_in), [*own, *other])
     return [(*batch, *own, *other)]
 
 
-def _note_sum(place: Place, left_in: Sequence[int], right_in: Sequence[int]) -> None:
-    """A product of something with itself, or with ones, is a sum.
+def _note_sum(
+    place: Place, along: tuple[Sequence[int], Sequence[int]], free: Sequence[Vector]
+) -> None:
+    """An inner product is a sum of products; so is a product with ones, or with itself.
 
-    One of two different things is not: what divides a score stays what it is.
+    A product of two matrices is none: what divides scores stays what it is.
     """
-    (left, right), shape = place.operands, place.shape(0)
-    ones = any(_is_one_number(place.known(operand)) for operand in (0, 1))
+    left, right = place.operands
+    left_in, right_in = along
+    ones = [_is_one_number(place.known(operand)) for operand in (0, 1)]
     pairs = list(zip(left_in, right_in, strict=True))
     same = all(left[i] is not None and left[i] is right[j] for i, j in pairs)
-    if pairs and (ones or same):
-        side, axes = (
-            (right, right_in) if ones and left[left_in[0]] is None else (left, left_in)
-        )
-        extents = [shape[i] for i in left_in]
+    if pairs and (any(ones) or same or not free):
+        side, axes = (right, right_in) if ones[0] else (left, left_in)
+        extents = [place.shape(0)[i] for i in left_in]
         parts = [(side[i], n) for i, n in zip(axes, extents, strict=True)]
         made(place, parts)
 

@@ -39,7 +39,7 @@ def spread(place: Place) -> list[Axes]:
     """
     _carry_sum(place)
     shape, own = place.params["shape"], place.shape(0)
-    backward = "transpose(" in place.scope and not _is_zero(place.known(0))
+    backward = place.is_backward and not _is_zero(place.known(0))
     axes: list[Vector] = [None if backward else place.labels.fresh(n) for n in shape]
     for axis, target in enumerate(place.params["broadcast_dimensions"]):
         if own[axis] == shape[target]:
@@ -55,11 +55,12 @@ def _is_zero(value: Any) -> bool:
 def reshape(place: Place) -> list[Axes]:
     """Axes become one, or one becomes several, in the smallest blocks that match."""
     _carry_sum(place)
-    (operand,), before = place.operands, place.shape(0)
+    order = place.params["dimensions"] or range(len(place.shape(0)))
+    operand = [place.operands[0][i] for i in order]
+    before = [place.shape(0)[i] for i in order]
     after = place.params["new_sizes"]
     axes: list[Vector] = [None] * len(after)
-    if place.params["dimensions"] is not None or 0 in before:
-        place.freeze(*operand)
+    if 0 in before:
         return [tuple(axes)]
     for olds, news in blocks(before, after):
         extents = [before[i] for i in olds] + [after[i] for i in news]
@@ -193,7 +194,7 @@ def _numbered(emit: Emit, place: Place, values: list[Any]) -> list[Any]:
 
 
 @RULES.on("iota", shrink=_numbered)
-@RULES.on("random_bits", "random_gamma", shrink=_free)
+@RULES.on("random_bits", shrink=_free)
 def made(place: Place) -> list[Axes]:
     """What is made of nothing but its shape is free to follow what it meets."""
     shape = place.equation.outvars[0].aval.shape
