@@ -13,6 +13,7 @@ from compiler.distill.distill import distill
 from compiler.distill.distillation import Distillation
 from compiler.errors import DistillError
 from compiler.passes.base import Pass
+from compiler.passes.prune.masks.masking import Masking
 from compiler.program import Program
 from mapping.core import Context, Variables, fold_name
 
@@ -76,7 +77,7 @@ def fine_tune(
     optimizer: Any = 1e-3,
     steps: int = 100,
     seed: int = 0,
-    keep_zeros: bool = False,
+    keep_zeros: bool | None = None,
     log: Callable[[Row], None] | None = None,
     **options: Any,
 ) -> Recovered:
@@ -95,7 +96,8 @@ def fine_tune(
         optimizer: an optax transform, one of `mapping.optimizers`, or the rate of Adam.
         steps: >= 1.
         seed: of projections and of dropout.
-        keep_zeros: whether weights that are zero stay zero, as after a mask.
+        keep_zeros: whether weights that are zero stay zero; by default if a pass that
+            made the student put them there (`prune.magnitude` and its like).
         log: called with each row.
         **options: of [`distill`][]: features, attention, temperature, alpha, ...
 
@@ -119,6 +121,8 @@ def fine_tune(
     first = next(given)
     key = jax.random.key(seed)
     variables = loss.init(fold_name(key, "init"), *first)
+    if keep_zeros is None:
+        keep_zeros = any(isinstance(step, Masking) for step in student.recipe)
     masks = jax.jit(_nonzero)(variables.params) if keep_zeros else None
     update = jax.jit(_step(loss, transform, masks))
     moments, rows = jax.jit(transform.init)(variables.params), []

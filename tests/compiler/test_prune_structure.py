@@ -424,9 +424,27 @@ def test_the_reason_is_the_first_that_froze_it_with_what_leads_there():
     assert "mul" in reason.through
 
 
+def test_what_makes_a_pass_is_told_from_the_pass():
+    program = mc.trace(hidden(jnp.sin), params(), X)
+    with pytest.raises(TypeError, match=r"expected a ratio in .*, got a Program"):
+        mc.prune.structured(program)
+    with pytest.raises(TypeError, match="expected a ratio or a budget"):
+        mc.prune.heads(0.75, budget=mc.prune.budget(flops=0.5))
+
+
+def test_that_nothing_can_go_is_said():
+    program = mc.trace(lambda v, x: x @ v["w"], {"w": normal(3, 2)}, X)
+    small = program >> mc.prune.structured(0.5)
+    assert small.size == program.size
+    assert "nothing can be removed" in small.history[-1].events.skipped[0].what
+
+
 def test_questions_about_what_is_not_there_are_answered_with_what_is():
     program = mc.trace(hidden(jnp.sin), params(), X)
-    with pytest.raises(UnknownPathError, match="nowhere: expected the path of a leaf"):
+    with pytest.raises(
+        UnknownPathError,
+        match=r"nowhere: expected the path of a leaf, got none\. The nearest",
+    ):
         mc.prune.why_not(program, "nowhere", 0)
     with pytest.raises(UnknownPathError, match="expected an axis below 2, got 2"):
         mc.prune.why_not(program, "first", 2)

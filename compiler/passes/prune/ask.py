@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,10 @@ class WhyNot:
         return "\n".join([f"{self.path}, axis {self.axis} stays", *lines])
 
 
+def _nearest(path: str, graph: Graph) -> list[str]:
+    return difflib.get_close_matches(path, graph.paths, 5, 0.3) or graph.paths[:8]
+
+
 def why_not(program: Program, path: str, axis: int) -> WhyNot:
     """Tells why an axis of a leaf cannot be pruned: which equation fixes it, and where.
 
@@ -115,8 +120,8 @@ def why_not(program: Program, path: str, axis: int) -> WhyNot:
     graph = program.graph
     if path not in graph.paths:
         raise UnknownPathError(
-            f"{path}: expected the path of a leaf, there are {graph.paths[:8]}. See "
-            "prune.groups(program)."
+            f"{path}: expected the path of a leaf, got none. The nearest there are: "
+            f"{', '.join(_nearest(path, graph))}. See prune.groups(program)."
         )
     leaf = graph.paths.index(path)
     rank = len(graph.leaves[leaf].spec.shape)

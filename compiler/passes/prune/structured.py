@@ -50,7 +50,7 @@ class Structured(Pass):
 
 
 def structured(
-    ratio: float = 0.5,
+    ratio: float | None = None,
     *,
     importance: Importance | None = None,
     ranking: str = "local",
@@ -72,7 +72,7 @@ def structured(
     it did. Fine-tune it afterwards.
 
     Args:
-        ratio: the share of units that goes, in [0, 1].
+        ratio: the share of units that goes, in [0, 1]; half of them by default.
         importance: which matter; `prune.l2()` by default.
         ranking: `"local"` takes the share of each group, `"global"` of all together,
             `"isomorphic"` of those that are built alike.
@@ -85,6 +85,7 @@ def structured(
         budget: what may be left, `prune.budget(flops=0.25)`, instead of `ratio`.
 
     Raises:
+        TypeError: if the ratio is no number, or a budget is given beside it.
         BudgetError: if a budget cannot be reached (when it is applied).
         UnknownPathError: if a glob names no group (when it is applied).
 
@@ -100,8 +101,9 @@ def structured(
     >>> small.variables["first"].shape, small(jnp.ones((7, 3))).shape
     ((3, 4), (7, 2))
     """
+    _check_ratio(ratio, budget)
     ranked = Ranking(
-        ratio,
+        0.5 if ratio is None else ratio,
         ranking,
         _pairs(rules),
         (ignore,) if isinstance(ignore, str) else tuple(ignore),
@@ -113,11 +115,24 @@ def structured(
     return Structured(importance or l2(), ranked, budget)
 
 
+def _check_ratio(ratio: object, budget: Budget | None) -> None:
+    if ratio is not None and not isinstance(ratio, float | int):
+        raise TypeError(
+            f"prune.structured: expected a ratio in [0, 1], got a "
+            f"{type(ratio).__name__}. Call it: program >> prune.structured(0.5)."
+        )
+    if ratio is not None and budget is not None:
+        raise TypeError(
+            f"prune.structured: expected a ratio or a budget, got {ratio!r} and "
+            f"{budget!r}. Give one: the budget finds the ratio."
+        )
+
+
 def _pairs(given: Mapping[str, float] | Sequence[tuple[str, float]]) -> tuple:
     return tuple(given.items() if isinstance(given, Mapping) else given)
 
 
-def channels(ratio: float = 0.5, **options: object) -> Structured:
+def channels(ratio: float | None = None, **options: object) -> Structured:
     """Removes channels and nothing else: hidden units, filters, features.
 
     Args:
@@ -130,7 +145,7 @@ def channels(ratio: float = 0.5, **options: object) -> Structured:
     return structured(ratio, kinds=("channels",), **options)  # ty: ignore[invalid-argument-type]
 
 
-def heads(ratio: float = 0.5, **options: object) -> Structured:
+def heads(ratio: float | None = None, **options: object) -> Structured:
     """Removes heads of attention and nothing else; with grouped queries their groups.
 
     Args:
@@ -143,7 +158,7 @@ def heads(ratio: float = 0.5, **options: object) -> Structured:
     return structured(ratio, kinds=("heads",), **options)  # ty: ignore[invalid-argument-type]
 
 
-def experts(ratio: float = 0.5, **options: object) -> Structured:
+def experts(ratio: float | None = None, **options: object) -> Structured:
     """Removes experts of a mixture and nothing else.
 
     Args:
