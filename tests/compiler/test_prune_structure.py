@@ -50,6 +50,10 @@ def mean_square(h):
     return jnp.einsum("bd,bd->b", h, h) / h.shape[-1]
 
 
+def two_passes(h):
+    return ((h * h).sum(-1) - h.sum(-1) ** 2 / h.shape[-1]) / (h.shape[-1] - 1)
+
+
 def root(h):
     return np.float32(h.shape[-1] ** 0.5)
 
@@ -70,6 +74,7 @@ CHANGES = {
     "in a chain": lambda h: h - h.sum(-1).mean(0) / h.shape[-1],
     "mean times its count": lambda h: h - (h.mean(-1) * h.shape[-1])[:, None],
     "counted by ones": lambda h: h - (h.sum(-1) / jnp.ones_like(h).sum(-1))[:, None],
+    "variance in two passes": lambda h: h * two_passes(h)[:, None],
     "root mean square": lambda h: h * lax.rsqrt(mean_square(h) + 1e-3)[:, None],
     "norm times a root": lambda h: h / jnp.linalg.norm(h, axis=-1)[:, None] * root(h),
     "softmax": lambda h: jax.nn.softmax(h, -1),

@@ -74,6 +74,15 @@ def root(place: Place) -> Sequence[Axes]:
     return elementwise(place)
 
 
+@RULES.on("pow")
+def real_power(place: Place) -> Sequence[Axes]:
+    """Elementwise; a known power of a sum grows with that of the count."""
+    exponent = place.known(1)
+    if exponent is not None and exponent.size and exponent.ndim == 0:
+        carry(place, float(exponent))
+    return elementwise(place)
+
+
 @RULES.on("integer_pow")
 def power(place: Place) -> Sequence[Axes]:
     """Elementwise; a power of a sum grows with that of the count."""
@@ -167,15 +176,24 @@ def _count(place: Place, sums: tuple[Sum, ...], operand: int) -> Count | None:
     for group in candidates:
         if len({(one.power, one.home) for one in group}) > 1:
             continue
-        for less in (0, 1):
-            first = group[0]
-            by = -first.power if first.power else first.home
+        for by, less in itertools.product(_exponents(group[0]), (0, 1)):
             off = _off(place, group, operand, less, -by if divides else by)
             if off is not None:
                 still = not any(map(place.labels.is_live, _vectors(group)))
                 count = Count(group, less, by, operand)
                 found.append((off, less, still, len(found), count))
     return min(found)[-1] if found else None
+
+
+def _exponents(one: Sum) -> set[float]:
+    """The powers of the count that may stand beside a sum: what makes a mean of it.
+
+    One that a mean is multiplied with makes a sum of it again; a square of a sum may
+    be divided by the count once.
+    """
+    if not one.power:
+        return {one.home}
+    return {-one.power, -1.0} if one.power > 1 else {-one.power}
 
 
 _MANY = 7
