@@ -433,6 +433,12 @@ def test_what_makes_a_pass_is_told_from_the_pass():
     program = mc.trace(hidden(jnp.sin), params(), X)
     with pytest.raises(TypeError, match=r"expected a ratio in .*, got a Program"):
         mc.prune.structured(program)
+    with pytest.raises(TypeError, match="expected importance to be of Importance"):
+        mc.prune.structured(importance=mc.prune.l1)
+    with pytest.raises(TypeError, match=r"expected a Plan, got str"):
+        mc.prune.apply("plan.json")
+    with pytest.raises(TypeError, match=r"expected a program, got function"):
+        mc.prune.groups(hidden(jnp.sin))
     with pytest.raises(TypeError, match="expected a ratio or a budget"):
         mc.prune.heads(0.75, budget=mc.prune.budget(flops=0.5))
 

@@ -71,7 +71,18 @@ def groups(program: Program) -> Groups:
         first  (3, 8)  axis 1
         second  (8, 2)  axis 0
     """
-    return Groups(program.graph, structure(program.graph).groups)
+    graph = _graph(program)
+    return Groups(graph, structure(graph).groups)
+
+
+def _graph(program: Program) -> Graph:
+    graph = getattr(program, "graph", None)
+    if not isinstance(graph, Graph):
+        raise TypeError(
+            f"prune: expected a program, got {type(program).__name__}. Trace it: "
+            "compiler.trace(function, variables, *inputs)."
+        )
+    return graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +128,7 @@ def why_not(program: Program, path: str, axis: int) -> WhyNot:
     variables, axis 1 stays
         2 indices: output 0 has this axis
     """
-    graph = program.graph
+    graph = _graph(program)
     if path not in graph.paths:
         raise UnknownPathError(
             f"{path}: expected the path of a leaf, got none. The nearest there are: "

@@ -86,4 +86,9 @@ def apply(plan: Plan) -> Remove:
     >>> (program >> mc.prune.apply(plan))(jnp.ones((5, 3))).shape
     (5, 2)
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"prune.apply: expected a Plan, got {type(plan).__name__}. Read one with "
+            "prune.Plan.from_json(text)."
+        )
     return Remove(plan)

@@ -102,6 +102,8 @@ def structured(
     ((3, 4), (7, 2))
     """
     _check_ratio(ratio, budget)
+    _check_kind("importance", importance, Importance, "prune.l2()")
+    _check_kind("budget", budget, Budget, "prune.budget(flops=0.25)")
     ranked = Ranking(
         0.5 if ratio is None else ratio,
         ranking,
@@ -125,6 +127,14 @@ def _check_ratio(ratio: object, budget: Budget | None) -> None:
         raise TypeError(
             f"prune.structured: expected a ratio or a budget, got {ratio!r} and "
             f"{budget!r}. Give one: the budget finds the ratio."
+        )
+
+
+def _check_kind(name: str, value: object, kind: type, example: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(
+            f"prune.structured: expected {name} to be of {kind.__name__}, got "
+            f"{value!r}. Make one: {name}={example}."
         )
 
 

@@ -81,7 +81,8 @@ def find_groups(
     for own, mine in zip(_sorted_by(kinds), _sorted_by(kinds[unit]), strict=True):
         if len(own) > 1:
             own = own[np.lexsort((indices[first[own]], slots[first[own]]))]
-            place = tuple(_place_of(first[own[0]], slots, indices))
+            # Where its first two units begin: what is within comes before its outside.
+            place = [_place_of(first[unit], slots, indices) for unit in own[:2]]
             found.append((place, own, mine))
     found.sort(key=lambda item: item[0])
     made: dict[str, Group] = {}
