@@ -288,9 +288,11 @@ class Program(Mapping, by_identity=True):
         if isinstance(other, Pass):
             return other(self)
         if getattr(other, "__module__", "").startswith("compiler.passes"):
+            name = getattr(other, "__name__", "")
+            made = f"what makes one. Call it: program >> {name}()."
             raise TypeError(
-                f"program >> {other.__name__}: expected a pass, got what makes one. "
-                f"Call it: program >> {other.__name__}()."
+                f"program >> {name or type(other).__name__}: expected a pass, got "
+                f"{made if name else 'a value of one. Give it to the pass.'}"
             )
         return super().__rshift__(other)
 

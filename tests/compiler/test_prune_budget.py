@@ -12,12 +12,12 @@ import pytest
 import compiler as mc
 from compiler.errors import BudgetError, PlanError, UnknownPartError
 from compiler.passes.prune import Remove, Structured, importance
-from compiler.passes.prune.budget import Budget, budget, fit
+from compiler.passes.prune.choice.budget import Budget, budget, fit
+from compiler.passes.prune.choice.ranking import Ranking
+from compiler.passes.prune.choice.search import cheapest
 from compiler.passes.prune.history import History, Round
 from compiler.passes.prune.iterate import iterate
-from compiler.passes.prune.ranking import Ranking
 from compiler.passes.prune.regularize import regularizer
-from compiler.passes.prune.search import cheapest
 from compiler.passes.prune.structure import structure
 from mapping import from_config, to_config
 
@@ -159,7 +159,7 @@ class Clock:
 
 
 def test_a_share_of_the_time_is_measured_beside_the_whole(net, scored, monkeypatch):
-    module = importlib.import_module("compiler.passes.prune.budget")
+    module = importlib.import_module("compiler.passes.prune.choice.budget")
     monkeypatch.setattr(module, "Stopwatch", Clock)
     made = fit(net, *scored, Ranking(), budget(latency=0.5))
     assert 0.4 < made.amount <= 0.5

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import mapping as mp
 from compiler.errors import PlanError
-from compiler.passes.prune.indices import read_indices, write_indices
 from compiler.passes.prune.plan import Plan
+from compiler.passes.prune.plan.indices import read_indices, write_indices
 
 SHAPES = {"params/conv/kernel": (3, 3, 3, 64), "params/conv/bias": (64,)}
 HALF = Plan.of(

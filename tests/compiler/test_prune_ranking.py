@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 import compiler as mc
 from compiler.errors import UnknownPartError, UnknownPathError
 from compiler.passes.prune import importance
-from compiler.passes.prune.choose import choose
-from compiler.passes.prune.naming import signature
-from compiler.passes.prune.ranking import Ranking
+from compiler.passes.prune.choice.choose import choose
+from compiler.passes.prune.choice.naming import signature
+from compiler.passes.prune.choice.ranking import Ranking
 from compiler.passes.prune.structure import structure
 from mapping import from_config, to_config
 

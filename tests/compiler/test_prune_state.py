@@ -21,7 +21,7 @@ import mapping as mp
 from compiler.errors import PlanError
 from compiler.events import Events
 from compiler.passes.prune.plan import Plan
-from compiler.passes.prune.state import cut, scatter
+from compiler.passes.prune.plan.state import cut, scatter
 from mapping.core import leaf_paths
 from mapping.train import TrainStep
 from tests.compiler.zoo import normal
@@ -409,7 +409,7 @@ ON_FOUR = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from compiler.passes.prune.plan import Plan
-from compiler.passes.prune.state import cut, scatter
+from compiler.passes.prune.plan.state import cut, scatter
 array = np.arange(64.0).reshape(8, 8)
 for kind in (AxisType.Auto, AxisType.Explicit):
     mesh = jax.make_mesh((4,), ("x",), (kind,))

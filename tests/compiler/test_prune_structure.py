@@ -443,11 +443,15 @@ def test_what_makes_a_pass_is_told_from_the_pass():
         mc.prune.heads(0.75, budget=mc.prune.budget(flops=0.5))
 
 
-def test_that_nothing_can_go_is_said():
+def test_that_nothing_can_go_is_said(tmp_path):
     program = mc.trace(lambda v, x: x @ v["w"], {"w": normal(3, 2)}, X)
-    small = program >> mc.prune.structured(0.5)
-    assert small.size == program.size
-    assert "nothing can be removed" in small.history[-1].events.skipped[0].what
+    with pytest.raises(PlanError, match="found none: every axis stays"):
+        program >> mc.prune.structured(0.5)
+    loaded = mc.load(mc.trace(hidden(jnp.sin), params(), X).save(tmp_path / "p"))
+    with pytest.raises(PlanError, match="found none: every axis stays"):
+        loaded >> mc.prune.structured(0.5)
+    with pytest.raises(PlanError, match="of 1 groups none is of these kinds"):
+        mc.trace(hidden(jnp.sin), params(), X) >> mc.prune.heads(0.5)
 
 
 def test_questions_about_what_is_not_there_are_answered_with_what_is():

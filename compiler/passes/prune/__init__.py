@@ -12,8 +12,9 @@ from compiler.passes.prune.ask import Groups as Groups
 from compiler.passes.prune.ask import WhyNot as WhyNot
 from compiler.passes.prune.ask import groups as groups
 from compiler.passes.prune.ask import why_not as why_not
-from compiler.passes.prune.budget import Budget as Budget
-from compiler.passes.prune.budget import budget as budget
+from compiler.passes.prune.choice.budget import Budget as Budget
+from compiler.passes.prune.choice.budget import budget as budget
+from compiler.passes.prune.choice.ranking import Ranking as Ranking
 from compiler.passes.prune.depth import Block as Block
 from compiler.passes.prune.depth import Blocks as Blocks
 from compiler.passes.prune.depth import PruneLayers as PruneLayers
@@ -47,12 +48,11 @@ from compiler.passes.prune.masks import sparsegpt as sparsegpt
 from compiler.passes.prune.masks import sparsity as sparsity
 from compiler.passes.prune.masks import wanda as wanda
 from compiler.passes.prune.plan import Plan as Plan
-from compiler.passes.prune.ranking import Ranking as Ranking
+from compiler.passes.prune.plan.state import cut as cut
+from compiler.passes.prune.plan.state import scatter as scatter
 from compiler.passes.prune.regularize import regularizer as regularizer
 from compiler.passes.prune.remove import Remove as Remove
 from compiler.passes.prune.remove import apply as apply
-from compiler.passes.prune.state import cut as cut
-from compiler.passes.prune.state import scatter as scatter
 from compiler.passes.prune.structure import RULES as RULES
 from compiler.passes.prune.structured import Structured as Structured
 from compiler.passes.prune.structured import channels as channels

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.cost import cost, has_symbols
 from compiler.errors import PlanError
-from compiler.passes.prune.budget import Budget
+from compiler.passes.prune.choice.budget import Budget
+from compiler.passes.prune.choice.ranking import Ranking
 from compiler.passes.prune.history import History, Round
-from compiler.passes.prune.ranking import Ranking
 from compiler.passes.prune.structure import structure
 
 if TYPE_CHECKING:

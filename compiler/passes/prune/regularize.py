@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler.errors import UnknownPartError
+from compiler.passes.prune.choice.ranking import Ranking
+from compiler.passes.prune.choice.scope import Removed
 from compiler.passes.prune.importance import l1
 from compiler.passes.prune.importance.roles import SCALE, WEIGHT
 from compiler.passes.prune.importance.units import slots, sums
-from compiler.passes.prune.ranking import Ranking
-from compiler.passes.prune.scope import Removed
 from compiler.passes.prune.structure import structure
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from compiler.graph import Graph
 from compiler.passes.base import Pass, Rewrite
-from compiler.passes.prune.budget import Budget
-from compiler.passes.prune.choose import choose
+from compiler.passes.prune.choice.budget import Budget
+from compiler.passes.prune.choice.choose import choose
+from compiler.passes.prune.choice.ranking import DEFAULT_KINDS, Ranking
 from compiler.passes.prune.importance import Importance, l2
-from compiler.passes.prune.ranking import DEFAULT_KINDS, Ranking
 from compiler.passes.prune.remove import Remove
 from mapping.core import register
 
@@ -86,6 +86,7 @@ def structured(
 
     Raises:
         TypeError: if the ratio is no number, or a budget is given beside it.
+        PlanError: if there is nothing that may be removed (when it is applied).
         BudgetError: if a budget cannot be reached (when it is applied).
         UnknownPathError: if a glob names no group (when it is applied).
 

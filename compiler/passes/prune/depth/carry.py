@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,6 +13,7 @@ from compiler.graph import nest
 from compiler.passes.prune.depth.layers import PruneLayers
 from compiler.passes.prune.depth.steps import steps
 from compiler.passes.prune.plan import Plan
+from compiler.passes.prune.remove import Remove
 from mapping.core import leaf_paths
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 def carry(tree: Any, before: Program, after: Program, params: Any = None) -> Any:
     """A training state for a program that lost layers: training goes on where it was.
+
+    What plans took from it afterwards goes too.
 
     Wherever the tree has a part that is like the parameters (the moments of an
     optimizer, averages, gradients, the parameters themselves), that part loses what
@@ -32,7 +36,8 @@ def carry(tree: Any, before: Program, after: Program, params: Any = None) -> Any
         params: what the optimizer was given, if that is a part of the variables only.
 
     Raises:
-        PlanError: if nothing in the tree is like the parameters.
+        PlanError: if nothing in the tree is like the parameters, or they lost something
+            else than layers and what plans name.
 
     >>> import jax.numpy as jnp, optax, compiler as mc
     >>> def net(layers, x):
@@ -50,7 +55,9 @@ def carry(tree: Any, before: Program, after: Program, params: Any = None) -> Any
     structure, found = jax.tree.structure(whole), []
     full = _names(before, whole)
     kept = {leaf.path: leaf.spec.shape for leaf in after.graph.leaves}
-    plan = _plan(before, after)
+    later = after.recipe[len(before.recipe) :]
+    plans = [_plan(before, after)]
+    plans += [step.plan for step in later if isinstance(step, Remove)]
 
     def alike(part: Any) -> bool:
         return jax.tree.structure(part) == structure
@@ -61,7 +68,7 @@ def carry(tree: Any, before: Program, after: Program, params: Any = None) -> Any
         found.append(part)
         values = zip(full.items(), jax.tree.leaves(part), strict=True)
         left = {
-            own: plan.cut(value, path) if np.shape(value) != kept[path] else value
+            own: _cut(value, path, kept[path], plans)
             for (own, path), value in values
             if path in kept
         }
@@ -74,6 +81,20 @@ def carry(tree: Any, before: Program, after: Program, params: Any = None) -> Any
             "the program, found none. Pass params= if the optimizer was given a part."
         )
     return result
+
+
+def _cut(value: Any, path: str, shape: Any, plans: Sequence[Plan]) -> Any:
+    """A leaf without what plans take, in turn, to the shape it has in the end."""
+    for plan in plans:
+        if np.shape(value) != shape and plan.axes(path):
+            value = plan.cut(value, path)
+    if np.shape(value) != tuple(shape):
+        raise PlanError(
+            f"{path}: expected to become {tuple(shape)} by what layers and plans took, "
+            f"got {np.shape(value)}. Cut the rest by hand, as rows of a vocabulary: "
+            "value[vocabulary.kept]."
+        )
+    return value
 
 
 def _names(before: Program, params: Any) -> dict[str, str]:

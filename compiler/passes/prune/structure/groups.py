@@ -45,7 +45,7 @@ class Group:
     name: str
     kind: str
     size: int
-    slots: tuple[Slot, ...]
+    slots: tuple[Slot, ...] = dataclasses.field(repr=False)
     atoms: Array = dataclasses.field(repr=False)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from compiler.errors import PlanError
-from compiler.passes.prune.indices import read_indices
+from compiler.passes.prune.plan.indices import read_indices
 
 Shape: TypeAlias = tuple[int, ...]
 

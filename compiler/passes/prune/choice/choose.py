@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from compiler.errors import PlanError
 from compiler.events import Event
-from compiler.passes.prune.budget import Budget, fit
+from compiler.passes.prune.choice.budget import Budget, fit
+from compiler.passes.prune.choice.ranking import Ranking
+from compiler.passes.prune.choice.scope import Removed
 from compiler.passes.prune.importance.importance import Scores
 from compiler.passes.prune.plan import Plan
-from compiler.passes.prune.ranking import Ranking
-from compiler.passes.prune.scope import Removed
-from compiler.passes.prune.structure import structure
+from compiler.passes.prune.structure import Structure, structure
 
 if TYPE_CHECKING:
     from compiler.passes.prune.importance import Importance
@@ -53,6 +54,7 @@ def choose(
 
     Raises:
         BudgetError: if a budget cannot be reached.
+        PlanError: if there is nothing that may be removed.
         UnknownPathError: if a rule names no group.
 
     >>> import jax.numpy as jnp, compiler as mc
@@ -68,11 +70,24 @@ def choose(
     found = structure(program.graph)
     scores = importance.scores(program, found)
     skipped = tuple(Event(name, why) for name, why in ranking.skipped(found, scores))
-    if not found.groups:
-        why = "nothing can be removed: prune.why_not(program, path, axis) tells why"
-        skipped = (*skipped, Event("(root)", why))
+    _check_any(found, scores, ranking)
     if budget is not None:
         made = fit(program, found, scores, ranking, budget)
         return Choice(made.plan, made.removed, made.ratio, scores, skipped)
     removed = ranking.rank(found, scores)
     return Choice(found.plan(removed), removed, ranking.ratio, scores, skipped)
+
+
+def _check_any(found: Structure, scores: Scores, ranking: Ranking) -> None:
+    """Something may go; a program of which nothing can is most likely another one."""
+    left = [g for g in found.groups if not ranking.left_out(g, found)]
+    if any(group.name in scores for group in left):
+        return
+    why = "every axis stays" if not found.groups else f"of {len(found.groups)} groups "
+    if found.groups:
+        why += "none is of these kinds" if not left else "none has a score"
+    raise PlanError(
+        f"prune.structured: expected something that may be removed, found none: {why}. "
+        "Prune the forward function, before it is differentiated or saved; "
+        "prune.groups(program) prints what can go, prune.why_not tells why not."
+    )

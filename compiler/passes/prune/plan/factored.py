@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler.errors import PlanError
-from compiler.passes.prune.entries import Shape
-from compiler.passes.prune.match import Match, is_spec
-from compiler.passes.prune.owners import factor_axes, factor_dims
-from compiler.passes.prune.plan import Plan
-from compiler.passes.prune.slices import is_host, sized, take
+from compiler.passes.prune.plan.entries import Shape
+from compiler.passes.prune.plan.match import Match, is_spec
+from compiler.passes.prune.plan.owners import factor_axes, factor_dims
+from compiler.passes.prune.plan.plan import Plan
+from compiler.passes.prune.plan.slices import is_host, sized, take
 
 _PARTS = ("v_row", "v_col", "v")
 

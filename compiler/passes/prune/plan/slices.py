@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from compiler.passes.prune.shardings import fit, placed, sharding_of, whole
+from compiler.passes.prune.plan.shardings import fit, placed, sharding_of, whole
 
 
 def take(value: Any, kept: Dict[int, np.ndarray]) -> Any:

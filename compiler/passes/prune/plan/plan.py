@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import PlanError
-from compiler.passes.prune import entries
-from compiler.passes.prune.entries import Entry, Shape
-from compiler.passes.prune.indices import write_indices
-from compiler.passes.prune.slices import sized, spread, take
+from compiler.passes.prune.plan import entries
+from compiler.passes.prune.plan.entries import Entry, Shape
+from compiler.passes.prune.plan.indices import write_indices
+from compiler.passes.prune.plan.slices import sized, spread, take
 from mapping.core import register
 
 

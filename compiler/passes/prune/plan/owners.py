@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from compiler.passes.prune.entries import Shape
+from compiler.passes.prune.plan.entries import Shape
 
 Names: TypeAlias = tuple[str, ...]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from compiler.errors import UnknownPartError
-from compiler.passes.prune.naming import check_named, is_named, signature
-from compiler.passes.prune.scope import EXACT, Limits, Removed, Scope
+from compiler.passes.prune.choice.naming import check_named, is_named, signature
+from compiler.passes.prune.choice.scope import EXACT, Limits, Removed, Scope
 from mapping.core import register
 
 if TYPE_CHECKING:

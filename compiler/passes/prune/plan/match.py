@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from compiler.errors import PlanError
-from compiler.passes.prune.entries import Shape, some
-from compiler.passes.prune.owners import Axes, Owner, Owners
-from compiler.passes.prune.plan import Plan
+from compiler.passes.prune.plan.entries import Shape, some
+from compiler.passes.prune.plan.owners import Axes, Owner, Owners
+from compiler.passes.prune.plan.plan import Plan
 from mapping.core import path_string
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compiler.errors import BudgetError
-from compiler.passes.prune import amounts
+from compiler.passes.prune.choice import amounts
+from compiler.passes.prune.choice.ranking import Ranking
+from compiler.passes.prune.choice.scope import Removed
+from compiler.passes.prune.choice.search import Tried, cheapest
+from compiler.passes.prune.choice.timing import Stopwatch
 from compiler.passes.prune.plan import Plan
-from compiler.passes.prune.ranking import Ranking
-from compiler.passes.prune.scope import Removed
-from compiler.passes.prune.search import Tried, cheapest
-from compiler.passes.prune.timing import Stopwatch
 from mapping.core import register
 
 if TYPE_CHECKING:

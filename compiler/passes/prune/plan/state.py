@@ -11,13 +11,13 @@ from jax.sharding import PartitionSpec
 
 from compiler.errors import PlanError
 from compiler.events import Event, Events
-from compiler.passes.prune.entries import Shape, some
-from compiler.passes.prune.factored import refactored
-from compiler.passes.prune.match import Match, is_spec, match
-from compiler.passes.prune.owners import factor_dims
-from compiler.passes.prune.plan import Plan
-from compiler.passes.prune.shardings import fit, fitted, sharding_of
-from compiler.passes.prune.slices import is_host, spread, take
+from compiler.passes.prune.plan.entries import Shape, some
+from compiler.passes.prune.plan.factored import refactored
+from compiler.passes.prune.plan.match import Match, is_spec, match
+from compiler.passes.prune.plan.owners import factor_dims
+from compiler.passes.prune.plan.plan import Plan
+from compiler.passes.prune.plan.shardings import fit, fitted, sharding_of
+from compiler.passes.prune.plan.slices import is_host, spread, take
 from mapping.core import leaf_paths
 
 
