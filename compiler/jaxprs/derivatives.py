@@ -85,6 +85,8 @@ def _backward(equation: Equation) -> Backward:
 
     def run(*values: Any) -> list[Any]:
         found = params["bwd"].call_wrapped(*values)
+        if len(found) == 2 and isinstance(found[0], list):
+            found = found[0]  # since JAX 0.12 with what the rule has logged beside it
         live[:] = [i for i, value in enumerate(found) if _is_cotangent(value)]
         return [found[i] for i in live]
 

@@ -76,9 +76,10 @@ UNSEEN = """
     nan_to_num pcast pvary select_and_gather_add select_and_scatter_add
     sharding_constraint threefry2x32
     approx_top_k eig geqrf householder_product schur tridiagonal
+    log2 one_minus_square
 """
 """No architecture has them: they are of derivatives, of several devices, inside other
-operations, or share the rule of a primitive that is judged."""
+operations, of a later JAX, or share the rule of a primitive that is judged."""
 
 THE_SAME = {
     ("untied", "iota"): "what it makes is free",
