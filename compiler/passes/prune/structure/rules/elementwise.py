@@ -12,13 +12,13 @@ from compiler.passes.prune.structure.labels import Axes, Vector
 from compiler.passes.prune.structure.registry import RULES
 
 _ELEMENTWISE = """
-acos acosh add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt
-ceil clamp clz complex conj copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp
-exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag is_finite le le_to
-lgamma log log1p log2 logistic lt lt_to mul_add nan_to_num name ne nextafter not
+acos acosh add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+clamp clz complex conj copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp
+exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag is_finite le le_to lgamma
+log log1p log2 logistic lt lt_to mul_add name nan_to_num ne nextafter not
 one_minus_square or polygamma population_count real reduce_precision
-regularized_incomplete_beta rem round shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-tan tanh threefry2x32 xor zeta
+regularized_incomplete_beta rem round shift_left shift_right_arithmetic
+shift_right_logical sign sin sinh tan tanh threefry2x32 xor zeta
 """
 
 _ALIKE = """
