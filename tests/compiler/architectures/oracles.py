@@ -31,9 +31,11 @@ TOLERANCE = 1e-5
 FAST = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
 }
 """What is run once is compiled as quickly as can be."""
+
+if jax.__version_info__ < (0, 12):
+    FAST["xla_cpu_use_fusion_emitters"] = False  # later ones do not have it
 
 
 def run(function: Callable[..., Any], *arguments: Any) -> Any:
