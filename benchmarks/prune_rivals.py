@@ -14,8 +14,8 @@ from pathlib import Path
 
 import flax
 import jax
-from rivals.cases import CASES, EASY, TOLERANCE  # ty: ignore[import-not-found]
-from rivals.jax_side import outcomes  # ty: ignore[import-not-found]
+from rivals.cases import CASES, EASY, TOLERANCE
+from rivals.jax_side import outcomes
 
 PAGE = """\
 # Side by side with Torch-Pruning

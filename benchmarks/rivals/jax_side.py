@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-from rivals.cases import CASES, NARROW, SEEDS, batch, filled, verdict, worst  # ty: ignore[import-not-found]
-from rivals.jax_models import MODELS  # ty: ignore[import-not-found]
+from rivals.cases import CASES, NARROW, SEEDS, batch, filled, verdict, worst
+from rivals.jax_models import MODELS
 
 import compiler as mc
 from mapping.core import path_string

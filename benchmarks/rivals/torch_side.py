@@ -12,9 +12,9 @@ from importlib import metadata
 
 import numpy as np
 import torch
-import torch_pruning as tp  # ty: ignore[import-not-found]
-from rivals.cases import CASES, IMAGE, NARROW, SEEDS, batch, filled, verdict, worst  # ty: ignore[import-not-found]
-from rivals.torch_models import MODELS  # ty: ignore[import-not-found]
+import torch_pruning as tp
+from rivals.cases import CASES, IMAGE, NARROW, SEEDS, batch, filled, verdict, worst
+from rivals.torch_models import MODELS
 
 LIMIT = 60
 PACKAGES = ("torch", "torch-pruning")
