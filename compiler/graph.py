@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from collections.abc import Mapping as Dict
 from typing import Any
 
@@ -229,6 +229,22 @@ def evaluate(
             results = jaxprs.bind(equation, operands)
         env.update(zip(equation.outvars, results, strict=True))
     return [read(env, var) for var in wanted]
+
+
+def run(
+    jaxpr: jaxprs.Jaxpr,
+    values: Sequence[Any],
+    step: Callable[[jaxprs.Equation, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """Computes a jaxpr's outputs from values of any kind, each equation by `step`."""
+    env = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+    env |= zip(jaxpr.jaxpr.invars, values, strict=True)
+    for equation in jaxprs.equations(jaxpr):
+        operands = [read(env, var) for var in equation.invars]
+        with jaxprs.provenance(equation):
+            results = step(equation, operands)
+        env.update(zip(equation.outvars, results, strict=True))
+    return [read(env, var) for var in jaxpr.jaxpr.outvars]
 
 
 def read(env: dict[Any, Any], var: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from compiler import jaxprs
-from compiler.graph import Graph
+from compiler.graph import Graph, run
 
 
 def opened(graph: Graph) -> Graph:
@@ -19,24 +19,10 @@ def opened(graph: Graph) -> Graph:
 
 
 def _opened(jaxpr: jaxprs.Jaxpr) -> jaxprs.Jaxpr:
-    def run(jaxpr: jaxprs.Jaxpr, *values: Any) -> list[Any]:
-        env = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-        env |= zip(jaxpr.jaxpr.invars, values, strict=True)
-
-        def look(var: Any) -> Any:
-            return var.val if jaxprs.is_literal(var) else env[var]
-
-        for equation in jaxprs.equations(jaxpr):
-            operands = [look(var) for var in equation.invars]
-            with jaxprs.provenance(equation):
-                results = step(equation, operands)
-            env.update(zip(equation.outvars, results, strict=True))
-        return [look(var) for var in jaxpr.jaxpr.outvars]
-
     def step(equation: jaxprs.Equation, operands: list[Any]) -> list[Any]:
         bodies = jaxprs.bodies(equation)
         if jaxprs.is_plain_jit(equation):
-            return run(bodies[0].jaxpr, *operands)
+            return run(bodies[0].jaxpr, operands, step)
         if equation.primitive.name == "shard_map" or any(
             jaxprs.has_refs(body.jaxpr) for body in bodies
         ):
@@ -45,7 +31,7 @@ def _opened(jaxpr: jaxprs.Jaxpr) -> jaxprs.Jaxpr:
         return jaxprs.rebind(equation, operands, inner)
 
     specs = [jaxprs.spec(var) for var in jaxpr.jaxpr.invars]
-    return jaxprs.make(lambda *values: run(jaxpr, *values), specs)
+    return jaxprs.make(lambda *values: run(jaxpr, values, step), specs)
 
 
 def softmaxes(jaxpr: jaxprs.Jaxpr) -> set[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from compiler import jaxprs
+from compiler.graph import run
 
 
 class Symbolic:
@@ -81,22 +82,7 @@ class Marked(Symbolic):
 
 def evaluate(jaxpr: jaxprs.Jaxpr, values: Sequence[Any]) -> list[Any]:
     """Computes a jaxpr's outputs as arrays, from arrays and symbolic values."""
-    return [_as_array(value) for value in _run(jaxpr, values)]
-
-
-def _run(jaxpr: jaxprs.Jaxpr, values: Sequence[Any]) -> list[Any]:
-    env = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-    env |= zip(jaxpr.jaxpr.invars, values, strict=True)
-
-    def look(var: Any) -> Any:
-        return var.val if jaxprs.is_literal(var) else env[var]
-
-    for equation in jaxprs.equations(jaxpr):
-        operands = [look(var) for var in equation.invars]
-        with jaxprs.provenance(equation):
-            results = _step(equation, operands)
-        env.update(zip(equation.outvars, results, strict=True))
-    return [look(var) for var in jaxpr.jaxpr.outvars]
+    return [_as_array(value) for value in run(jaxpr, values, _step)]
 
 
 def _step(equation: jaxprs.Equation, operands: Sequence[Any]) -> list[Any]:
@@ -132,7 +118,7 @@ def _in_loop(value: Any) -> Any:
 
 def _call(equation: jaxprs.Equation, operands: Sequence[Any]) -> list[Any]:
     (body,) = jaxprs.bodies(equation)
-    return _run(body.jaxpr, operands)
+    return run(body.jaxpr, operands, _step)
 
 
 def _scan(equation: jaxprs.Equation, operands: Sequence[Any]) -> list[Any]:
